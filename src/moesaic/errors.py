@@ -1,0 +1,56 @@
+"""The errors a user can meet, and the one way in which their messages are put together.
+
+Message form: `<object>: <what> must <rule>. Got <value> [in <tensor or file>]. <What to do>.`
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MoesaicError(Exception):
+    """A fault of the input or the model, never of the caller's code: the CLI prints it and exits with 1."""
+
+
+class SourceError(MoesaicError):
+    """A model or text could not be found, fetched or opened."""
+
+
+class CheckpointError(MoesaicError):
+    """A checkpoint on disk is damaged, incomplete, or not what its config says."""
+
+
+class ArchitectureError(MoesaicError):
+    """No supported sparse class expresses this model exactly."""
+
+
+class PlanError(MoesaicError):
+    """The requested conversion contradicts itself or the model."""
+
+
+class CalibrationError(MoesaicError):
+    """Activations could not be collected or are unusable."""
+
+
+class CertificateError(MoesaicError):
+    """The converted model does not keep what its method promises."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string.
+
+    >>> did_you_mean("sprii", ["spri", "partition"])
+    " Did you mean 'spri'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def listing(problems: Iterable[str], limit: int = 20) -> str:
+    """Join problems one a line; past `limit` only their number is said."""
+    lines = list(problems)
+    shown = [f"  - {line}" for line in lines[:limit]]
+    if len(lines) > limit:
+        shown.append(f"  - and {len(lines) - limit} more")
+    return "\n".join(shown)

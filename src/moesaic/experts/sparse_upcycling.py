@@ -1,0 +1,52 @@
+"""Sparse upcycling: every expert is a copy of the dense FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from moesaic.experts.base import ExpertInit
+from moesaic.ffn import FFN, Matrix
+from moesaic.seeds import Stream
+from moesaic.spec import LayerSpec
+
+WEIGHTS: frozenset[Matrix] = frozenset({"gate", "up", "down", "gate_bias", "up_bias", "down_bias"})
+
+
+@dataclass(frozen=True)
+class SparseUpcycling(ExpertInit):
+    """Makes E exact copies of the dense FFN.
+
+    With renormalised gates the layer equals the dense FFN for any router, so training starts from the dense loss: the
+    robust baseline. Its experts start identical and part only through the router; prefer `spri` under little data and
+    `drop_upcycling` with a large budget.
+
+    Reference: Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055, section 2.1.
+    Deviates: with a shared expert, `halved` (default) gives shared and routed half the output each, which keeps
+    the function; `full` is the copy baseline of the SPRI paper, which starts at twice the dense FFN's output.
+
+    Args:
+        shares_mode: `halved` or `full`; without a shared expert they are the same.
+
+    >>> SparseUpcycling().shares(LayerSpec(8, 2, 4, 8, 8, shared_expert=True))
+    (0.5, 0.5)
+    """
+
+    shares_mode: Literal["halved", "full"] = "halved"
+
+    def shares(self, layer: LayerSpec) -> tuple[float, float]:
+        return (1.0, 1.0) if self.shares_mode == "full" else super().shares(layer)
+
+    def verbatim(self, layer: LayerSpec) -> frozenset[Matrix]:
+        return WEIGHTS
+
+    def identical(self, layer: LayerSpec) -> bool:
+        return True
+
+    def preserves_function(self, layer: LayerSpec) -> bool:
+        return layer.normalize_gates and not (layer.shared_expert and self.shares_mode == "full")
+
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+        for _ in range(layer.num_experts):
+            yield dense

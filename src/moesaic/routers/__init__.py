@@ -1,0 +1,1 @@
+"""Router inits: one file each. `registry("moesaic.routers", RouterInit)` lists them; users pass the object."""
