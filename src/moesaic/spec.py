@@ -105,3 +105,12 @@ class LayerSpec:
     expert_size: int
     shared_expert: bool = False
     normalize_gates: bool = True
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A whole sparse model with every number known: which layers are MoE, and what each of these looks like."""
+
+    layer: LayerSpec
+    moe_layers: tuple[int, ...]
+    num_layers: int

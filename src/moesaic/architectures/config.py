@@ -1,0 +1,68 @@
+"""Reading a config.json without transformers: typed, all problems at once, misspelt keys found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from moesaic.errors import ArchitectureError, listing
+
+
+class Config:
+    """A config.json being read: remembers which keys were asked for, so that a misspelt one can be named.
+
+    Args:
+        values: the parsed JSON object.
+        origin: what to call it in messages, e.g. `config.json` or `config.json: text_config`.
+    """
+
+    def __init__(self, values: Mapping[str, Any], origin: str = "config.json") -> None:
+        self.values = values
+        self.origin = origin
+        self.problems: list[str] = []
+        self._asked: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of an optional key; an explicit null counts as absent."""
+        self._asked.add(key)
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """Return a positive whole number; its absence is a problem unless there is a default."""
+        value = self.get(key, default)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value
+        self.problems.append(f"{self.origin}: {key} must be a positive whole number. Got {value!r}.")
+        return 1
+
+    def real(self, key: str, default: float | None = None) -> float:
+        """Return a finite number; its absence is a problem unless there is a default."""
+        value = self.get(key, default)
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
+            return float(value)
+        self.problems.append(f"{self.origin}: {key} must be a finite number. Got {value!r}.")
+        return 1.0
+
+    def flag(self, key: str, default: bool) -> bool:  # a reader takes its default by position
+        """Return true or false."""
+        value = self.get(key, default)
+        if isinstance(value, bool):
+            return value
+        self.problems.append(f"{self.origin}: {key} must be true or false. Got {value!r}.")
+        return default
+
+    def finish(self) -> None:
+        """Raise every problem found, with each unread key that looks like a misspelling of a missing one.
+
+        Raises:
+            ArchitectureError: naming each key, its rule and its value.
+        """
+        missing = [key for key in self._asked if key not in self.values]
+        for key in self.values.keys() - self._asked:
+            near = difflib.get_close_matches(key, missing, n=1, cutoff=0.9)
+            if near:
+                self.problems.append(f"{self.origin}: key '{key}' is unknown. Did you mean '{near[0]}'?")
+        if self.problems:
+            raise ArchitectureError("This model's config can't be used:\n" + listing(sorted(set(self.problems))))

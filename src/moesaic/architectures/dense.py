@@ -1,0 +1,237 @@
+"""Dense decoders in neutral terms: which tensors they hold and what a sparse class must be able to express."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from moesaic.architectures.config import Config
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One dense decoder, read from its config.
+
+    Args:
+        family: model type of the dense class. body: the kind of attention, norms and residuals around the FFN; a
+            sparse target takes the bodies it names and no other.
+        hidden: D. width: F. num_layers: L. vocab: V. heads, kv_heads, head_dim: attention.
+        act: name of the FFN's activation. tied: whether the output head is the embedding.
+        features: what goes beyond the plainest decoder of this body, each with the config field it comes from; a
+            target that does not support one of them is refused with that text.
+        config: the config as given. extra: further dimension letters.
+        norm_eps, max_positions, rope, windows: values that targets write down again; `rope` in the canonical form
+            {"rope_type", "rope_theta", ...}, `windows` each layer's sliding window in tokens, None for full attention.
+        embedding_scale, residual_scale, attention_scale, logit_scale: multipliers; attention_scale None is
+            head_dim^-0.5; logits are divided by `logit_scale`. norm_offset: added to every norm weight.
+    """
+
+    family: str
+    body: str
+    hidden: int
+    width: int
+    num_layers: int
+    vocab: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    act: str
+    tied: bool
+    config: Mapping[str, Any]
+    features: Mapping[str, str] = field(default_factory=dict)
+    extra: Mapping[str, int] = field(default_factory=dict)
+    norm_eps: float = 1e-6
+    max_positions: int = 2048
+    rope: Mapping[str, Any] = field(default_factory=dict)
+    windows: tuple[int | None, ...] = ()
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    attention_scale: float | None = None
+    logit_scale: float = 1.0
+    norm_offset: float = 0.0
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Dimension letters of the tensor tables: D, F, V, Q and K (all query, all key heads), h (one head)."""
+        attention = {"Q": self.heads * self.head_dim, "K": self.kv_heads * self.head_dim, "h": self.head_dim}
+        return {"D": self.hidden, "F": self.width, "V": self.vocab, **attention, **self.extra}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a tensor table.
+
+    Args:
+        role: what the tensor is, e.g. `q`, `ffn_norm`, `gate`; targets rename by role.
+        name: template with `{layer}` where the tensor belongs to a layer.
+        shape: dimension letters, e.g. `QD`.
+        feature: the tensor exists only where the decoder has this feature; None: always.
+        fused: (role, rows as a dimension letter) of each part, where several matrices stand in one tensor.
+        where: the layers that have it; None: all.
+    """
+
+    role: str
+    name: str
+    shape: str
+    feature: str | None = None
+    fused: tuple[tuple[str, str], ...] = ()
+    where: Callable[[Decoder, int], bool] | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of rows of a stored tensor that plays one role."""
+
+    role: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of the dense checkpoint: its name, shape, layer, and the role of each run of rows."""
+
+    name: str
+    shape: tuple[int, ...]
+    layer: int | None
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class DenseFamily:
+    """A dense model type: how to read its config, which tensors it has, which sparse targets suit it.
+
+    Args:
+        model_type, class_name: as in config.json. read: config -> Decoder.
+        table: every tensor. targets: model types of sparse targets, the preferred first.
+        not_served: reasons by runtime why its converted models can't be served there, beside what the target says.
+    """
+
+    model_type: str
+    class_name: str
+    read: Callable[[Config], Decoder]
+    table: tuple[Entry, ...]
+    targets: tuple[str, ...]
+
+    def tensors(self, decoder: Decoder) -> Iterator[Stored]:
+        """Yield every tensor that a checkpoint of this decoder holds, in table order, layer by layer."""
+        for entry in self.table:
+            if entry.feature is not None and entry.feature not in decoder.features:
+                continue
+            if "{layer}" not in entry.name:
+                yield _stored(entry, decoder, None)
+        for layer in range(decoder.num_layers):
+            for entry in self.table:
+                if entry.feature is not None and entry.feature not in decoder.features:
+                    continue
+                if "{layer}" in entry.name and (entry.where is None or entry.where(decoder, layer)):
+                    yield _stored(entry, decoder, layer)
+
+
+def _stored(entry: Entry, decoder: Decoder, layer: int | None) -> Stored:
+    dims = decoder.dims
+    parts, start = [], 0
+    if not entry.fused:
+        parts.append(Part(entry.role, 0, dims[entry.shape[0]]))
+    for role, rows in entry.fused:
+        parts.append(Part(role, start, start + dims[rows]))
+        start += dims[rows]
+    shape = (start or dims[entry.shape[0]], *(dims[letter] for letter in entry.shape[1:]))
+    return Stored(entry.name.format(layer=layer), shape, layer, tuple(parts))
+
+
+def edited(table: tuple[Entry, ...], *changes: Entry, without: tuple[str, ...] = ()) -> tuple[Entry, ...]:
+    """Return a tensor table with the entries of the same role replaced, new ones appended, and some left out."""
+    new = {entry.role: entry for entry in changes}
+    kept = [new.pop(entry.role, entry) for entry in table if entry.role not in without]
+    return (*kept, *new.values())
+
+
+LLAMA_TABLE = (
+    Entry("embed", "model.embed_tokens.weight", "VD"),
+    Entry("final_norm", "model.norm.weight", "D"),
+    Entry("head", "lm_head.weight", "VD", feature="untied"),
+    Entry("attn_norm", "model.layers.{layer}.input_layernorm.weight", "D"),
+    Entry("q", "model.layers.{layer}.self_attn.q_proj.weight", "QD"),
+    Entry("k", "model.layers.{layer}.self_attn.k_proj.weight", "KD"),
+    Entry("v", "model.layers.{layer}.self_attn.v_proj.weight", "KD"),
+    Entry("o", "model.layers.{layer}.self_attn.o_proj.weight", "DQ"),
+    Entry("q_bias", "model.layers.{layer}.self_attn.q_proj.bias", "Q", feature="qkv_bias"),
+    Entry("k_bias", "model.layers.{layer}.self_attn.k_proj.bias", "K", feature="qkv_bias"),
+    Entry("v_bias", "model.layers.{layer}.self_attn.v_proj.bias", "K", feature="qkv_bias"),
+    Entry("o_bias", "model.layers.{layer}.self_attn.o_proj.bias", "D", feature="o_bias"),
+    Entry("q_norm", "model.layers.{layer}.self_attn.q_norm.weight", "h", feature="qk_norm"),
+    Entry("k_norm", "model.layers.{layer}.self_attn.k_norm.weight", "h", feature="qk_norm"),
+    Entry("ffn_norm", "model.layers.{layer}.post_attention_layernorm.weight", "D"),
+    Entry("gate", "model.layers.{layer}.mlp.gate_proj.weight", "FD"),
+    Entry("up", "model.layers.{layer}.mlp.up_proj.weight", "FD"),
+    Entry("down", "model.layers.{layer}.mlp.down_proj.weight", "DF"),
+    Entry("gate_bias", "model.layers.{layer}.mlp.gate_proj.bias", "F", feature="mlp_bias"),
+    Entry("up_bias", "model.layers.{layer}.mlp.up_proj.bias", "F", feature="mlp_bias"),
+    Entry("down_bias", "model.layers.{layer}.mlp.down_proj.bias", "D", feature="mlp_bias"),
+)
+"""Tensors of a Llama-like decoder; families that differ edit it."""
+
+
+def rope_parameters(config: Config, default_theta: float = 10000.0) -> dict[str, Any]:
+    """Return the rotary settings in one form, whether written as rope_theta + rope_scaling or as rope_parameters."""
+    written = config.get("rope_parameters")
+    theta = config.get("rope_theta", default_theta)
+    scaling = written if isinstance(written, Mapping) else config.get("rope_scaling")
+    rope = dict(scaling) if isinstance(scaling, Mapping) else {}
+    rope_type = rope.pop("type", None)
+    rope.setdefault("rope_type", rope_type or "default")
+    rope.setdefault("rope_theta", theta)
+    return rope
+
+
+def llama_like(
+    config: Config,
+    family: str,
+    *,
+    tied: bool = False,
+    act_key: str = "hidden_act",
+    features: Mapping[str, str] | None = None,
+    **values: Any,
+) -> Decoder:
+    """Read the fields that all Llama-like configs share; `features` and `values` add what the family has beyond.
+
+    Args:
+        tied: the family's default of tie_word_embeddings.
+    """
+    hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
+    is_tied = config.flag("tie_word_embeddings", tied)
+    act = str(config.get(act_key, "silu"))
+    found = {"tied" if is_tied else "untied": f"tie_word_embeddings = {str(is_tied).lower()}", **(features or {})}
+    if act not in ("silu", "swish"):
+        found["non_silu"] = f"{act_key} = {act}"
+    rope = rope_parameters(config)
+    if rope["rope_type"] != "default":
+        found[f"rope_{rope['rope_type']}"] = f"rope scaling of type {rope['rope_type']}"
+    base: dict[str, Any] = {
+        "hidden": hidden,
+        "width": config.size("intermediate_size"),
+        "num_layers": config.size("num_hidden_layers"),
+        "vocab": config.size("vocab_size"),
+        "heads": heads,
+        "kv_heads": config.size("num_key_value_heads", heads),
+        "head_dim": config.size("head_dim", max(hidden // heads, 1)),
+        "norm_eps": config.real("rms_norm_eps", 1e-6),
+        "max_positions": config.size("max_position_embeddings", 2048),
+        "rope": rope,
+    }
+    return Decoder(
+        family=family, body=values.pop("body", "llama"), act=act, tied=is_tied, config=config.values, features=found,
+        **{**base, **values},
+    )  # fmt: skip
+
+
+def window_features(windows: tuple[int | None, ...]) -> dict[str, str]:
+    """Return the features of a model's sliding windows: none, the same everywhere, or a mix."""
+    kinds = set(windows)
+    if kinds <= {None}:
+        return {}
+    if len(kinds) == 1:
+        return {"window": f"sliding window of {windows[0]} tokens in every layer"}
+    return {"layer_windows": "sliding window in some layers only (layer_types)"}

@@ -1,0 +1,51 @@
+"""Mixtral: every layer MoE, gates always renormalised, no shared expert."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moesaic.architectures.dense import Decoder
+from moesaic.architectures.sparse import ExpertTensor, SparseTarget, common_config, expert_counts
+from moesaic.spec import ModelShape
+
+BLOCK = "model.layers.{layer}.block_sparse_moe."
+
+
+def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
+    """Write a MixtralConfig; the window is written even when null, since the class has a default of its own."""
+    return {
+        **common_config(decoder),
+        **expert_counts(shape),
+        "intermediate_size": shape.layer.expert_size,
+        "sliding_window": decoder.windows[0] if decoder.windows else None,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.01,
+        "router_jitter_noise": 0.0,
+    }
+
+
+MIXTRAL = SparseTarget(
+    "mixtral",
+    "MixtralForCausalLM",
+    bodies=frozenset({"llama"}),
+    supports=frozenset(
+        {"window", "non_silu", "rope_linear", "rope_dynamic", "rope_yarn", "rope_llama3", "rope_longrope"}
+    ),
+    folds=frozenset({"norm_offset", "embedding_scale", "interleaved_rotary"}),
+    experts=(
+        ExpertTensor(BLOCK + "experts.{expert}.w1.weight", ("gate",)),
+        ExpertTensor(BLOCK + "experts.{expert}.w3.weight", ("up",)),
+        ExpertTensor(BLOCK + "experts.{expert}.w2.weight", ("down",)),
+    ),
+    router=BLOCK + "gate.weight",
+    configure=configure,
+    router_modules=("mlp.gate", "block_sparse_moe.gate"),
+    refuses={
+        "vllm": {"non_silu": "vLLM's Mixtral computes SiLU whatever hidden_act says"},
+        "llama.cpp": {
+            "non_silu": "llama.cpp's Mixtral computes SiLU whatever hidden_act says",
+            "window": "llama.cpp ignores the sliding window, so logits are wrong past it",
+            "rope_longrope": "llama.cpp's converter drops the longrope factors",
+        },
+    },
+)

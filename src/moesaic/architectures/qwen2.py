@@ -1,0 +1,27 @@
+"""Qwen2 and Qwen2.5: biases on q, k and v; sliding windows from some layer on."""
+
+from __future__ import annotations
+
+from moesaic.architectures.config import Config
+from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama_like, window_features
+
+
+def layer_windows(config: Config) -> tuple[int | None, ...]:
+    """Return each layer's window as Qwen2 and Qwen3 define it: `layer_types`, else `max_window_layers`."""
+    layers = config.size("num_hidden_layers")
+    window = config.get("sliding_window", 4096) if config.flag("use_sliding_window", default=False) else None
+    first = config.get("max_window_layers", 28)
+    types = config.get("layer_types")
+    if isinstance(types, list) and len(types) == layers:
+        return tuple(window if kind == "sliding_attention" else None for kind in types)
+    return tuple(window if i >= first else None for i in range(layers))
+
+
+def read(config: Config) -> Decoder:
+    """Read a Qwen2Config."""
+    windows = layer_windows(config)
+    features = {"qkv_bias": "q, k and v have biases in this family", **window_features(windows)}
+    return llama_like(config, "qwen2", features=features, windows=windows)
+
+
+QWEN2 = DenseFamily("qwen2", "Qwen2ForCausalLM", read, LLAMA_TABLE, targets=("qwen2_moe", "glm4_moe", "granitemoe"))

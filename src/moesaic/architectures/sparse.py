@@ -1,0 +1,149 @@
+"""Sparse targets: the stock MoE classes of transformers, what they can express, and how they are written to disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from moesaic.architectures.dense import Decoder
+from moesaic.ffn import Matrix
+from moesaic.spec import ModelShape
+
+Runtime = Literal["transformers", "vllm", "llama.cpp"]
+
+
+@dataclass(frozen=True)
+class ExpertTensor:
+    """One tensor of the routed experts (or of the shared one) on disk.
+
+    Args:
+        name: template with `{layer}`; with `{expert}` there is one tensor per expert, else one [E, ...] for all.
+        matrices: FFN matrices stacked along their rows, in this order.
+        transposed: whether each expert is stored as [in, out] instead of torch's [out, in].
+    """
+
+    name: str
+    matrices: tuple[Matrix, ...]
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor that the target needs and the dense model does not have: one value everywhere.
+
+    Args:
+        name: template with `{layer}`. shape: dimension letters, E the experts, `1` a single row. value: its value.
+        scope: the MoE layers, every layer, or the model once (then no `{layer}`).
+        unless: the decoder's feature that supplies the tensor itself. when: a needed feature, e.g. `shared_expert`.
+        float32: kept in float32 whatever the model's dtype.
+    """
+
+    name: str
+    shape: str
+    value: float = 0.0
+    scope: Literal["moe", "dense", "layer", "model"] = "moe"
+    unless: str | None = None
+    when: str | None = None
+    float32: bool = False
+
+
+@dataclass(frozen=True)
+class SparseTarget:
+    """A stock MoE class.
+
+    Args:
+        model_type, class_name: as in config.json.
+        bodies: dense bodies whose attention, norms and residuals the class computes in the same way.
+        supports: features (of the decoder, or of the request: `some_layers`, `leading_dense`, `shared_expert`,
+            `unnormalized_gates`) that it can express; anything else is an obstacle.
+        experts: the routed experts on disk. router: template of the router weight [E, D].
+        shared: the shared expert on disk, empty where the class has none.
+        shared_required: the class always has a shared expert.
+        shared_gate: factor that the class applies to the shared expert at init (0.5 for a sigmoid gate whose weight is
+            zero); its last linear is divided by it, so that the shared expert is exact.
+        folds: features that are computed into the weights instead of being expressed (`norm_offset`,
+            `embedding_scale`, `interleaved_rotary`); folding is exact up to one rounding to the stored dtype.
+        constants: tensors with one value. rename: role -> template, where names differ from the dense ones.
+        configure: (decoder, shape) -> the text config to write.
+        score: how the class turns logits into gates.
+        router_modules: paths, inside a decoder layer in memory, of the module that holds the router weight and whose
+            input is the FFN's input; the first that exists is read by the certificate.
+        since: the oldest transformers release whose class computes this.
+        refuses: runtime -> feature -> why the written model would be wrong or not load there; the key `*` is always.
+    """
+
+    model_type: str
+    class_name: str
+    bodies: frozenset[str]
+    supports: frozenset[str]
+    experts: tuple[ExpertTensor, ...]
+    router: str
+    configure: Callable[[Decoder, ModelShape], dict[str, Any]]
+    router_modules: tuple[str, ...]
+    shared: tuple[ExpertTensor, ...] = ()
+    shared_required: bool = False
+    shared_gate: float = 1.0
+    folds: frozenset[str] = frozenset()
+    constants: tuple[Constant, ...] = ()
+    rename: Mapping[str, str] = field(default_factory=dict)
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    since: str = "4.57"
+    refuses: Mapping[Runtime, Mapping[str, str]] = field(default_factory=dict)
+
+    def obstacles(self, decoder: Decoder, request: Mapping[str, str]) -> list[str]:
+        """Return every reason why this class can't express the decoder with the requested sparsity; [] is a yes.
+
+        Args:
+            request: features of the request, each with the option it comes from.
+        """
+        if decoder.body not in self.bodies:
+            return [f"attention, norms and residuals are those of '{decoder.family}'"]
+        known = self.supports | self.folds | {"tied", "untied"}
+        found = [reason for feature, reason in (*decoder.features.items(), *request.items()) if feature not in known]
+        if self.shared_required and "no_shared_expert" in request:
+            found.append("the class always has a shared expert, and none was asked for")
+        return found
+
+    def cannot_serve(self, runtime: Runtime, features: Mapping[str, str]) -> list[str]:
+        """Return every reason why `runtime` can't serve what is written, given all features; [] is a yes."""
+        rules = self.refuses.get(runtime, {})
+        return [why for feature, why in rules.items() if feature == "*" or feature in features]
+
+
+def common_config(decoder: Decoder) -> dict[str, Any]:
+    """Return the part of a text config that all Llama-like sparse classes share.
+
+    Rotary settings are written three times (`rope_theta`, `rope_scaling`, `rope_parameters`), since readers differ in
+    which they know. Token ids and the like are carried over as they stand.
+    """
+    rope = dict(decoder.rope)
+    theta = rope.pop("rope_theta")
+    carried = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "use_cache")
+    carried += ("attention_dropout", "initializer_range")
+    return {
+        **{key: decoder.config[key] for key in carried if key in decoder.config},
+        "vocab_size": decoder.vocab,
+        "hidden_size": decoder.hidden,
+        "num_hidden_layers": decoder.num_layers,
+        "num_attention_heads": decoder.heads,
+        "num_key_value_heads": decoder.kv_heads,
+        "head_dim": decoder.head_dim,
+        "hidden_act": decoder.act,
+        "max_position_embeddings": decoder.max_positions,
+        "rms_norm_eps": decoder.norm_eps,
+        "rope_theta": theta,
+        "rope_scaling": None if rope == {"rope_type": "default"} else rope,
+        "rope_parameters": {**rope, "rope_theta": theta},
+        "tie_word_embeddings": decoder.tied,
+    }
+
+
+def expert_counts(shape: ModelShape) -> dict[str, int]:
+    """Return the number of experts under both of its names, and the top-k."""
+    layer = shape.layer
+    return {
+        "num_experts": layer.num_experts,
+        "num_local_experts": layer.num_experts,
+        "num_experts_per_tok": layer.top_k,
+    }
