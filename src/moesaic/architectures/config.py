@@ -15,18 +15,22 @@ class Config:
     Args:
         values: the parsed JSON object.
         origin: what to call it in messages, e.g. `config.json` or `config.json: text_config`.
+        defaults: values of absent keys; composite configs leave out what equals the default of the text class.
     """
 
-    def __init__(self, values: Mapping[str, Any], origin: str = "config.json") -> None:
+    def __init__(
+        self, values: Mapping[str, Any], origin: str = "config.json", defaults: Mapping[str, Any] | None = None
+    ) -> None:
         self.values = values
         self.origin = origin
+        self.defaults = defaults or {}
         self.problems: list[str] = []
         self._asked: set[str] = set()
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of an optional key; an explicit null counts as absent."""
         self._asked.add(key)
-        value = self.values.get(key)
+        value = self.values.get(key, self.defaults.get(key))
         return default if value is None else value
 
     def size(self, key: str, default: int | None = None) -> int:

@@ -105,7 +105,7 @@ class DenseFamily:
     Args:
         model_type, class_name: as in config.json. read: config -> Decoder.
         table: every tensor. targets: model types of sparse targets, the preferred first.
-        not_served: reasons by runtime why its converted models can't be served there, beside what the target says.
+        defaults: the class's own values of keys that a composite's text config may leave out.
     """
 
     model_type: str
@@ -113,6 +113,7 @@ class DenseFamily:
     read: Callable[[Config], Decoder]
     table: tuple[Entry, ...]
     targets: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self, decoder: Decoder) -> Iterator[Stored]:
         """Yield every tensor that a checkpoint of this decoder holds, in table order, layer by layer."""

@@ -16,6 +16,4 @@ def read(config: Config) -> Decoder:
     return llama_like(config, "llama", features=features)
 
 
-LLAMA = DenseFamily(
-    "llama", "LlamaForCausalLM", read, LLAMA_TABLE, targets=("mixtral", "qwen2_moe", "glm4_moe", "granitemoe")
-)
+LLAMA = DenseFamily("llama", "LlamaForCausalLM", read, LLAMA_TABLE, targets=("mixtral", "qwen2_moe"))

@@ -13,4 +13,4 @@ def read(config: Config) -> Decoder:
     return llama_like(config, "mistral", features=window_features(windows), windows=windows)
 
 
-MISTRAL = DenseFamily("mistral", "MistralForCausalLM", read, LLAMA_TABLE, targets=("mixtral", "qwen2_moe", "glm4_moe"))
+MISTRAL = DenseFamily("mistral", "MistralForCausalLM", read, LLAMA_TABLE, targets=("mixtral", "qwen2_moe"))

@@ -24,4 +24,4 @@ def read(config: Config) -> Decoder:
     return llama_like(config, "qwen2", features=features, windows=windows)
 
 
-QWEN2 = DenseFamily("qwen2", "Qwen2ForCausalLM", read, LLAMA_TABLE, targets=("qwen2_moe", "glm4_moe", "granitemoe"))
+QWEN2 = DenseFamily("qwen2", "Qwen2ForCausalLM", read, LLAMA_TABLE, targets=("qwen2_moe",))

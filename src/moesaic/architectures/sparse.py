@@ -100,7 +100,8 @@ class SparseTarget:
         if decoder.body not in self.bodies:
             return [f"attention, norms and residuals are those of '{decoder.family}'"]
         known = self.supports | self.folds | {"tied", "untied"}
-        found = [reason for feature, reason in (*decoder.features.items(), *request.items()) if feature not in known]
+        wanted = {**decoder.features, **request}
+        found = list(dict.fromkeys(reason for feature, reason in wanted.items() if feature not in known))
         if self.shared_required and "no_shared_expert" in request:
             found.append("the class always has a shared expert, and none was asked for")
         return found
@@ -119,8 +120,10 @@ def common_config(decoder: Decoder) -> dict[str, Any]:
     """
     rope = dict(decoder.rope)
     theta = rope.pop("rope_theta")
-    carried = ("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "use_cache")
-    carried += ("attention_dropout", "initializer_range")
+    carried = (
+        *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "use_cache"),
+        *("attention_dropout", "initializer_range"),
+    )
     return {
         **{key: decoder.config[key] for key in carried if key in decoder.config},
         "vocab_size": decoder.vocab,
