@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from moesaic.architectures import DenseFamily, SparseTarget, Wrapper, records
 from moesaic.architectures.config import Config
 from moesaic.architectures.dense import Decoder
+from moesaic.architectures.sparse import Runtime
 from moesaic.architectures.unsupported import ALREADY_SPARSE, EXPERT_COUNT_KEYS, UNSUPPORTED
 from moesaic.errors import ArchitectureError, did_you_mean, listing
 
@@ -32,14 +33,20 @@ class Match:
     origin: str
 
 
-def match(config: Mapping[str, Any], request: Mapping[str, str], target: str | None = None) -> Match:
+def match(
+    config: Mapping[str, Any],
+    request: Callable[[Decoder], Mapping[str, str]],
+    target: str | None = None,
+    runtime: Runtime = "transformers",
+) -> Match:
     """Return the sparse class that expresses this model with the requested sparsity.
 
     Args:
         config: the parsed config.json.
-        request: features of the request, each with the option it comes from, e.g.
+        request: returns, for the decoder read, the features of the request, each with the option it comes from, e.g.
             `{"some_layers": "layers = every:4"}`.
         target: model type of the sparse class to use; None takes the family's preferred one among those that can.
+        runtime: what shall serve the model; targets that would be wrong or not load there are no candidates.
 
     Raises:
         ArchitectureError: if the model type is unknown or has no stock class, if the config is unusable, or if no
@@ -50,7 +57,14 @@ def match(config: Mapping[str, Any], request: Mapping[str, str], target: str | N
     reader = Config(text, origin, family.defaults if wrapper else {})
     decoder = family.read(reader)
     reader.finish()
-    found = {candidate.model_type: candidate.obstacles(decoder, request) for candidate in _candidates(family, target)}
+    wanted = request(decoder)
+    unserved = wrapper.not_served.get(runtime) if wrapper and wrapper.not_served else None
+    found = {
+        candidate.model_type: candidate.obstacles(decoder, wanted)
+        + candidate.cannot_serve(runtime, {**decoder.features, **wanted})
+        + ([unserved] if unserved else [])
+        for candidate in _candidates(family, target)
+    }
     for name, obstacles in found.items():
         if not obstacles:
             return Match(family, decoder, records(SparseTarget)[name], wrapper, origin)

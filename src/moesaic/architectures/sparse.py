@@ -99,7 +99,7 @@ class SparseTarget:
         """
         if decoder.body not in self.bodies:
             return [f"attention, norms and residuals are those of '{decoder.family}'"]
-        known = self.supports | self.folds | {"tied", "untied"}
+        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert"}
         wanted = {**decoder.features, **request}
         found = list(dict.fromkeys(reason for feature, reason in wanted.items() if feature not in known))
         if self.shared_required and "no_shared_expert" in request:
