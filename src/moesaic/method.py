@@ -40,8 +40,9 @@ class Method:
             raise ValueError(f"{where} must be one of {', '.join(map(str, get_args(hint)))}. Got '{value}'.")
         if "low" in item.metadata:
             low, high = item.metadata["low"], item.metadata["high"]
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise ValueError(f"{where} must be a number from {low:g} to {high:g}. Got {value!r}.")
+            kind, what = (int, "a whole number") if hint is int else (int | float, "a number")
+            if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+                raise ValueError(f"{where} must be {what} from {low:g} to {high:g}. Got {value!r}.")
 
     @classmethod
     def name(cls) -> str:

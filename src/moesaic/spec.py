@@ -96,6 +96,7 @@ class LayerSpec:
         expert_size: f, neurons of a routed expert.
         shared_expert: whether an always-on expert of width F stands beside the routed ones.
         normalize_gates: whether the K gates sum to 1.
+        gated: whether the dense FFN has a gate matrix.
     """
 
     num_experts: int
@@ -105,6 +106,7 @@ class LayerSpec:
     expert_size: int
     shared_expert: bool = False
     normalize_gates: bool = True
+    gated: bool = True
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesaic.experts.base import ExpertInit
-from moesaic.ffn import FFN, Matrix
+from moesaic.ffn import FFN, MATRICES, Matrix
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
-
-WEIGHTS: frozenset[Matrix] = frozenset({"gate", "up", "down", "gate_bias", "up_bias", "down_bias"})
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class SparseUpcycling(ExpertInit):
         return (1.0, 1.0) if self.shares_mode == "full" else super().shares(layer)
 
     def verbatim(self, layer: LayerSpec) -> frozenset[Matrix]:
-        return WEIGHTS
+        return MATRICES
 
     def identical(self, layer: LayerSpec) -> bool:
         return True
