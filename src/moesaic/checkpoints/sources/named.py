@@ -70,5 +70,6 @@ MODELS: Mapping[str, NamedModel] = {
             ),
         ),
         make=_from_gguf,
+        version=gguf.VERSION,
     ),
 }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moesaic.checkpoints.sources import cache
 
-VERSION = 1
+VERSION = 2
 """Of this conversion: raised when its output changes, so that no stale folder is served."""
 
 

@@ -33,6 +33,7 @@ class Family:
         model_type: its config's `model_type`.
         modules: the modules with parameters in one decoder layer, as transformers names them.
         settings: further metadata keys that must be there, and the config.json keys they become.
+        meaning: (config.json key, value) pairs that stand for another value.
         constants: config.json entries that the GGUF does not carry because its architecture implies them.
         interleaved: whether the rows of q and k were reordered for interleaved rotary embedding (llama.cpp's permute).
         unit_offset: whether norms are stored as weight + 1 (Gemma).
@@ -42,15 +43,51 @@ class Family:
     model_type: str
     modules: tuple[str, ...] = ATTENTION + GATED_MLP + PRE_NORMS
     settings: Mapping[str, str] = field(default_factory=dict)
+    meaning: Mapping[tuple[str, Any], Any] = field(default_factory=dict)
     constants: Mapping[str, Any] = field(default_factory=dict)
     interleaved: bool = False
     unit_offset: bool = False
 
 
 SILU = {"hidden_act": "silu"}
+GRANITE_MULTIPLIERS = {
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 
 FAMILIES: Mapping[str, Family] = {
     "llama": Family("LlamaForCausalLM", "llama", constants=SILU | {"mlp_bias": False}, interleaved=True),
-    "qwen2": Family("Qwen2ForCausalLM", "qwen2", constants=SILU),
-    "qwen3": Family("Qwen3ForCausalLM", "qwen3", ATTENTION + QK_NORMS + GATED_MLP + PRE_NORMS, constants=SILU),
+    "qwen2": Family("Qwen2ForCausalLM", "qwen2", constants=SILU | {"use_sliding_window": False}),
+    "qwen3": Family(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        modules=ATTENTION + QK_NORMS + GATED_MLP + PRE_NORMS,
+        constants=SILU | {"use_sliding_window": False},
+    ),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        "phi3",
+        modules=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj", *PRE_NORMS),
+        settings={"attention.sliding_window": "sliding_window"},
+        meaning={("sliding_window", 0): None},
+        constants=SILU,
+    ),
+    "gemma": Family(
+        "GemmaForCausalLM",
+        "gemma",
+        constants={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+        unit_offset=True,
+    ),
+    "granite": Family(
+        "GraniteForCausalLM",
+        "granite",
+        settings=GRANITE_MULTIPLIERS,
+        constants=SILU | {"mlp_bias": False},
+        interleaved=True,
+    ),
+    "olmo2": Family("Olmo2ForCausalLM", "olmo2", modules=ATTENTION + QK_NORMS + GATED_MLP + POST_NORMS, constants=SILU),
 }
+"""By `general.architecture`. Mistral's files say llama, and are: its class adds nothing that a file without a sliding
+window needs."""

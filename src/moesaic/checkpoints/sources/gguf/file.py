@@ -13,12 +13,12 @@ import numpy as np
 from moesaic.errors import SourceError
 
 LONG = ("tokenizer.ggml.tokens", "tokenizer.ggml.scores", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
-"""The vocabulary: read by the tokenizer alone."""
+"""The vocabulary: read by the tokenizer alone, so its values are left out."""
 
 
 @dataclass(frozen=True)
 class GGUFFile:
-    """Metadata without the vocabulary's long lists, and tensors by their GGUF names."""
+    """Metadata, the vocabulary's long lists left empty, and tensors by their GGUF names."""
 
     path: Path
     metadata: Mapping[str, Any]
@@ -33,7 +33,7 @@ class GGUFFile:
         """
         try:
             reader = _BoundedReader(path)
-            metadata = {key: _value(field) for key, field in reader.fields.items() if key not in LONG}
+            metadata = {key: None if key in LONG else _value(field) for key, field in reader.fields.items()}
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
             raise SourceError(
                 f"{path.name}: a GGUF file must be whole and well-formed. Got '{error}'. Download it again."
@@ -73,7 +73,11 @@ class _BoundedReader(gguf.GGUFReader):
         return found
 
 
+def decimal(value: Any) -> float:
+    """The shortest decimal of a float kept in 32 bits is what was meant: 1e-05, not 9.999999747378752e-06."""
+    return float(str(np.float32(value)))
+
+
 def _value(field: gguf.ReaderField) -> Any:
-    """Floats are stored in 32 bits: the shortest decimal is what was meant (1e-05, not 9.999999747378752e-06)."""
     value = field.contents()
-    return float(str(np.float32(value))) if isinstance(value, float) else value
+    return decimal(value) if isinstance(value, float) else value
