@@ -17,6 +17,8 @@ ITEM_BYTES = {
     "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8, "U64": 8,
 }  # fmt: skip
 """Bytes of one element, by safetensors' dtype name."""
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""The float dtypes that weights may have: safetensors' name -> torch's and config.json's."""
 
 
 @dataclass(frozen=True)

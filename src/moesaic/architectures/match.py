@@ -12,6 +12,7 @@ from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import Runtime
 from moesaic.architectures.unsupported import ALREADY_SPARSE, EXPERT_COUNT_KEYS, UNSUPPORTED
 from moesaic.errors import ArchitectureError, did_you_mean, listing
+from moesaic.spec import ModelShape
 
 SPLICING = "A later release will splice MoE layers into such models, where no stock class is needed."
 
@@ -113,7 +114,7 @@ def _family(text: Mapping[str, Any], origin: str) -> DenseFamily:
 def _candidates(family: DenseFamily, target: str | None) -> list[SparseTarget]:
     targets = records(SparseTarget)
     if target is None:
-        return [targets[name] for name in family.targets]
+        return [targets[name] for name in family.targets if name in targets]
     if target not in targets:
         raise ArchitectureError(
             f"target: it must be one of {', '.join(targets)}. Got '{target}'.{did_you_mean(target, targets)}"

@@ -12,7 +12,7 @@ from typing import Any
 from moesaic.checkpoints.header import Located, read_header
 from moesaic.errors import CheckpointError, listing
 from moesaic.lazy import torch
-from moesaic.plan import Rows, TensorInfo
+from moesaic.plan import FLOATS, Rows, TensorInfo
 
 INDEX = "model.safetensors.index.json"
 
@@ -77,8 +77,7 @@ def torch_dtype(name: str) -> torch.dtype:
     >>> torch_dtype("BF16")
     torch.bfloat16
     """
-    names = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    dtype = getattr(torch, names[name])
+    dtype = getattr(torch, FLOATS[name])
     assert isinstance(dtype, torch.dtype)
     return dtype
 

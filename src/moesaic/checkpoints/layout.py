@@ -38,9 +38,9 @@ def lay_out(outputs: Sequence[Output], source: DenseCheckpoint | None, max_shard
     classes: dict[int, list[int]] = {}
     for index, output in enumerate(outputs):
         classes.setdefault(_residue(output, source), []).append(index)
-    small = [r for r, members in classes.items() if r and _bytes(outputs, members) < SHARE_FROM]
-    for residue in small:
-        classes.setdefault(0, []).extend(classes.pop(residue))
+    largest = max(classes, key=lambda r: _bytes(outputs, classes[r]))
+    for residue in [r for r in classes if r != largest and _bytes(outputs, classes[r]) < SHARE_FROM]:
+        classes[largest] += classes.pop(residue)
     groups: list[tuple[int, list[int]]] = []
     for residue, members in sorted(classes.items(), key=lambda item: min(item[1])):
         # Whole blocks first, so that odd sizes can't shift the tensors that are to be shared.

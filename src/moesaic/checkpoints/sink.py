@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +28,9 @@ class Sink(Protocol):
     def put(self, key: Key, shard: Shard, offset: int, data: memoryview) -> None:
         """Write bytes at an absolute offset of a shard."""
 
+    def put_all(self, key: Key, shard: Shard, offset: int, runs: Iterable[memoryview]) -> None:
+        """Write runs of bytes that follow each other, each made only when its turn comes."""
+
     def copy(self, key: Key, shard: Shard, offset: int, file: Path, start: int, nbytes: int) -> None:
         """Write bytes of a source file at an absolute offset of a shard, without reading them into this process."""
 
@@ -42,6 +45,9 @@ class NullSink:
 
     def put(self, key: Key, shard: Shard, offset: int, data: memoryview) -> None:
         self._add(key, data.nbytes)
+
+    def put_all(self, key: Key, shard: Shard, offset: int, runs: Iterable[memoryview]) -> None:
+        self._add(key, sum(data.nbytes for data in runs))
 
     def copy(self, key: Key, shard: Shard, offset: int, file: Path, start: int, nbytes: int) -> None:
         self._add(key, nbytes)
@@ -137,8 +143,13 @@ class FolderSink:
             _write_all(descriptor, memoryview(shard.header), 0)
 
     def put(self, key: Key, shard: Shard, offset: int, data: memoryview) -> None:
+        self.put_all(key, shard, offset, [data])
+
+    def put_all(self, key: Key, shard: Shard, offset: int, runs: Iterable[memoryview]) -> None:
         with self._disk_errors():
-            _write_all(self._files[shard.name], data, offset)
+            for data in runs:
+                _write_all(self._files[shard.name], data, offset)
+                offset += data.nbytes
             self._finish(key)
 
     def copy(self, key: Key, shard: Shard, offset: int, file: Path, start: int, nbytes: int) -> None:

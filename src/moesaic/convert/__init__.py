@@ -1,0 +1,134 @@
+"""Conversion: settle and check everything, then write the sparse checkpoint as a stream."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from moesaic import __version__
+from moesaic.checkpoints.audit import audit
+from moesaic.checkpoints.dense import DenseCheckpoint
+from moesaic.checkpoints.layout import index_json, lay_out
+from moesaic.checkpoints.sink import FolderSink
+from moesaic.convert.card import model_card
+from moesaic.convert.conversion import Conversion, Options, prepare
+from moesaic.convert.produce import Producer
+from moesaic.plan import Copy, Fill, Router
+
+SIDE_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
+"""Suffixes of tokenizer, processor and generation files, which are carried over."""
+NOT_CARRIED = (
+    "config.json",
+    "moesaic.json",
+    "README.md",
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+)
+DEFAULT_SHARD = 5 * 10**9  # bytes, as the hub's own tools cut
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How the output is written.
+
+    Args:
+        max_shard_bytes: no shard is larger, but for a single larger tensor. workers: threads; None: one per core, at
+            most 8. resume: continue an interrupted run. overwrite: replace a folder that moesaic made.
+        durable: force all bytes to the disk before the folder gets its name.
+    """
+
+    max_shard_bytes: int = DEFAULT_SHARD
+    workers: int | None = None
+    resume: bool = False
+    overwrite: bool = False
+    durable: bool = False
+
+    @property
+    def threads(self) -> int:
+        """The number of worker threads."""
+        return self.workers or min(os.cpu_count() or 1, 8)
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, bytes done since the last call, bytes in all)."""
+Finish = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
+"""Called with the written folder and its config before it is published; returns the certificate, or raises."""
+
+
+def convert(
+    source: DenseCheckpoint,
+    out: Path,
+    options: Options,
+    writing: Writing = Writing(),
+    *,
+    name: str | None = None,
+    finish: Finish | None = None,
+    progress: Progress = lambda *_: None,
+) -> Conversion:
+    """Write the sparse model that `options` ask for into `out`.
+
+    Args:
+        source: the dense checkpoint. out: a folder to make. name: what to call the source in moesaic.json and the card.
+        finish: makes the certificate while the folder still can't be loaded by accident.
+
+    Raises:
+        MoesaicError: for every fault of the input, with nothing left in place that loads as a model.
+    """
+    conversion = prepare(source.config, options, source.infos)
+    plan = conversion.plan
+    read = sum(info.nbytes for info in source.infos.values())
+    hashes = audit(source, writing.threads, lambda done: progress("check", done, read))
+    record = provenance(conversion, hashes, name or source.folder.name)
+    shards = lay_out(plan.outputs, source, writing.max_shard_bytes)
+    digest = plan.digest(record=record, shards=[(shard.name, shard.nbytes) for shard in shards])
+    sink = FolderSink(out, digest, resume=writing.resume, overwrite=writing.overwrite)
+    try:
+        sink.allocate(shards)
+        producer = Producer(conversion, source, sink, lambda done: progress("write", done, plan.bytes_written))
+        producer.run(shards, writing.threads)
+        if index := index_json(shards, plan.outputs):
+            sink.write_json(*index)
+        _carry_side_files(source.folder, sink.folder)
+        if finish and (certificate := finish(sink.folder, conversion.config)):
+            record["certificate"] = certificate
+        sink.write_json("moesaic.json", record)
+        sink.write_text("README.md", model_card(conversion, record))
+        sink.write_json("config.json", conversion.config)
+        sink.publish(durable=writing.durable)
+    except BaseException:
+        sink.close()
+        raise
+    return conversion
+
+
+def provenance(conversion: Conversion, hashes: dict[str, str], name: str) -> dict[str, Any]:
+    """Return what moesaic.json says of a conversion: enough to repeat it to the bit."""
+    options = conversion.options
+    simple = all(isinstance(p.origin, Copy | Fill | Router) for o in conversion.plan.outputs for p in o.pieces)
+    packages = ("numpy",) if simple else ("numpy", "torch")
+    return {
+        "moesaic": __version__,
+        "versions": {package: version(package).partition("+")[0] for package in packages},
+        "source": {"name": name, "model_type": conversion.match.family.model_type, "sha256": hashes},
+        "target": conversion.match.target.model_type,
+        "spec": {**asdict(conversion.shape.layer), "moe_layers": list(conversion.shape.moe_layers)},
+        "experts": {"method": options.experts.name(), **options.experts.settings()},
+        "router": {"method": conversion.router.name(), **conversion.router.settings()},
+        "seed": options.seed,
+        "dtype": options.dtype,
+        "untie": options.untie,
+    }
+
+
+def _carry_side_files(source: Path, folder: Path) -> None:
+    for file in sorted(source.iterdir()):
+        if file.suffix in SIDE_FILES and file.name not in NOT_CARRIED and file.is_file():
+            shutil.copyfile(file, folder / file.name)
+
+
+__all__ = ["Conversion", "Finish", "Options", "Writing", "convert", "prepare"]

@@ -1,0 +1,205 @@
+"""From a matched model to the plan: where each dense tensor goes, and what stands in the place of its FFNs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from moesaic.architectures.dense import LLAMA_TABLE, Decoder, Part, Stored
+from moesaic.architectures.match import Match
+from moesaic.architectures.sparse import Constant, ExpertTensor
+from moesaic.experts.base import ExpertInit
+from moesaic.ffn import Matrix
+from moesaic.plan import FLOATS, Copy, Fill, Fold, Output, Piece, Plan, Routed, Router, Rows, Shared, TensorInfo
+from moesaic.spec import ModelShape
+
+FFN_ROLES: tuple[Matrix, ...] = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
+SCALED: tuple[Matrix, ...] = ("down", "down_bias")
+"""The matrices that carry the output's scale: shares and gate compensation are folded into these."""
+LLAMA_NAMES = {entry.role: entry.name for entry in LLAMA_TABLE}
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Makes the plan of one conversion.
+
+    Args:
+        match: family, decoder, target and wrapper. shape: the sparse model's numbers. experts: the method.
+        sources: dtype and shape of every dense tensor, by its name on disk. stored: their roles, names on disk.
+        prefix: text-model name prefix -> prefix on disk (empty but for composites).
+        dtype: cast floats to this; None: keep each tensor's. untie: write an output head although it is tied.
+    """
+
+    match: Match
+    shape: ModelShape
+    experts: ExpertInit
+    sources: Mapping[str, TensorInfo]
+    stored: Sequence[Stored]
+    prefix: Mapping[str, str]
+    dtype: str | None = None
+    untie: bool = False
+
+    @cached_property
+    def folds(self) -> frozenset[str]:
+        """Features of the decoder that are computed into the weights."""
+        return (self.match.target.folds - self.match.target.supports) & self.match.decoder.features.keys()
+
+    @cached_property
+    def writes_head(self) -> bool:
+        """Whether a tied embedding is also written as an output head of its own."""
+        return self.match.decoder.tied and (self.untie or "embedding_scale" in self.folds)
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decoder as the target's config shall describe it: without what was folded into the weights."""
+        dense = self.match.decoder
+        return replace(
+            dense,
+            tied=dense.tied and not self.writes_head,
+            embedding_scale=1.0 if "embedding_scale" in self.folds else dense.embedding_scale,
+            norm_offset=0.0 if "norm_offset" in self.folds else dense.norm_offset,
+        )
+
+    @cached_property
+    def factors(self) -> tuple[float, float]:
+        """Factors on the last linear of the shared expert and of the routed experts."""
+        shared, routed = self.experts.shares(self.shape.layer)
+        return shared / self.match.target.shared_gate, routed
+
+    @cached_property
+    def ffns(self) -> dict[int, dict[Matrix, Rows]]:
+        """Where the dense FFN of each MoE layer stands."""
+        found: dict[int, dict[Matrix, Rows]] = {layer: {} for layer in self.shape.moe_layers}
+        for tensor in self.stored:
+            for part in tensor.parts:
+                for role in FFN_ROLES:
+                    if part.role == role and tensor.layer in found:
+                        found[tensor.layer][role] = Rows(tensor.name, part.start, part.stop)
+        return found
+
+    @cached_property
+    def new_dtype(self) -> str:
+        """The dtype of tensors that the dense model does not have: that of its FFNs."""
+        return self.dtype or self.sources[self.ffns[self.shape.moe_layers[0]]["up"].tensor].dtype
+
+    def plan(self, dropped: Mapping[str, str]) -> Plan:
+        """Return the plan: embeddings first, then layer by layer."""
+        by_layer: dict[int | None, list[Output]] = {}
+        for tensor in self.stored:
+            for part in tensor.parts:
+                if tensor.layer not in self.ffns or part.role not in FFN_ROLES:
+                    by_layer.setdefault(tensor.layer, []).append(self._body(tensor, part))
+        outputs = by_layer.get(None, [])
+        if self.writes_head:
+            embed = next(t for t in self.stored if t.parts[0].role == "embed")
+            rows = Rows(embed.name, 0, embed.shape[0])
+            outputs.append(self._kept(self._on_disk(LLAMA_NAMES["head"]), Copy(rows)))
+        outputs += self._constants("model", None)
+        for layer in range(self.shape.num_layers):
+            outputs += by_layer.get(layer, [])
+            outputs += self._constants("layer", layer)
+            if layer in self.ffns:
+                outputs += self._sparse(layer)
+            outputs += self._constants("moe" if layer in self.ffns else "dense", layer)
+        return Plan(self.sources, self.ffns, tuple(outputs), dropped)
+
+    def _on_disk(self, name: str) -> str:
+        for text, disk in self.prefix.items():
+            if name.startswith(text):
+                return disk + name.removeprefix(text)
+        return name
+
+    def _body(self, tensor: Stored, part: Part) -> Output:
+        """Return a tensor outside the sparse FFNs: copied, or with a feature folded in."""
+        rows = Rows(tensor.name, part.start, part.stop)
+        template = self.match.target.rename.get(part.role) or (LLAMA_NAMES[part.role] if len(tensor.parts) > 1 else "")
+        name = self._on_disk(template.format(layer=tensor.layer)) if template else tensor.name
+        dense = self.match.decoder
+        if "norm_offset" in self.folds and part.role.endswith("_norm"):
+            return self._kept(name, Fold(rows, offset=dense.norm_offset))
+        if "embedding_scale" in self.folds and part.role == "embed":
+            return self._kept(name, Fold(rows, scale=dense.embedding_scale))
+        if "interleaved_rotary" in self.folds and part.role in ("q", "k", "q_bias", "k_bias"):
+            rotary = int(dense.head_dim * dense.rope.get("partial_rotary_factor", 1.0))
+            return self._kept(name, Fold(rows, rotary=(dense.head_dim, rotary)))
+        return self._kept(name, Copy(rows))
+
+    def _kept(self, name: str, origin: Copy | Fold) -> Output:
+        """Return an output with the dtype and trailing shape of its source, cast where a dtype is asked for."""
+        rows = origin.rows
+        info = self.sources[rows.tensor]
+        dtype = self.dtype if self.dtype and info.dtype in FLOATS else info.dtype
+        new = TensorInfo(dtype, (rows.stop - rows.start, *info.shape[1:]) if info.shape else ())
+        if dtype != info.dtype and isinstance(origin, Copy):
+            origin = Fold(rows)
+        return Output(name, new, (Piece(origin, new.nbytes),))
+
+    def _sparse(self, layer: int) -> Iterator[Output]:
+        """Yield router, routed experts and shared expert of one layer."""
+        target, moe = self.match.target, self.shape.layer
+        router = TensorInfo(self.new_dtype, (moe.num_experts, moe.hidden))
+        yield Output(self._named(target.router, layer), router, (Piece(Router(layer), router.nbytes),))
+        for tensor in target.experts:
+            pieces = [self._routed(tensor, layer, expert) for expert in range(moe.num_experts)]
+            block = self._block(tensor, moe.expert_size)
+            if "{expert}" in tensor.name:
+                for expert, found in enumerate(pieces):
+                    yield Output(self._named(tensor.name, layer, expert), block, found)
+            else:
+                stack = TensorInfo(block.dtype, (moe.num_experts, *block.shape))
+                yield Output(self._named(tensor.name, layer), stack, tuple(p for found in pieces for p in found))
+        for tensor in target.shared if moe.shared_expert else ():
+            yield Output(self._named(tensor.name, layer), self._block(tensor, moe.width), self._shared(tensor, layer))
+
+    def _named(self, template: str, layer: int | None, expert: int = 0) -> str:
+        return self._on_disk(template.format(layer=layer, expert=expert))
+
+    def _routed(self, tensor: ExpertTensor, layer: int, expert: int) -> tuple[Piece, ...]:
+        verbatim = self.experts.verbatim(self.shape.layer)
+        if (
+            all(m in verbatim and self._copies(m, layer, self.factors[1]) for m in tensor.matrices)
+            and not tensor.transposed
+        ):
+            return self._copy_pieces(tensor, layer)
+        made = Routed(layer, expert, tensor.matrices, tensor.transposed)
+        return (Piece(made, self._block(tensor, self.shape.layer.expert_size).nbytes),)
+
+    def _shared(self, tensor: ExpertTensor, layer: int) -> tuple[Piece, ...]:
+        if all(self._copies(m, layer, self.factors[0]) for m in tensor.matrices) and not tensor.transposed:
+            return self._copy_pieces(tensor, layer)
+        made = Shared(layer, tensor.matrices, tensor.transposed)
+        return (Piece(made, self._block(tensor, self.shape.layer.width).nbytes),)
+
+    def _copies(self, matrix: Matrix, layer: int, factor: float) -> bool:
+        """Whether the dense matrix's bytes can stand in the output as they are."""
+        same_dtype = self.sources[self.ffns[layer][matrix].tensor].dtype == self.new_dtype
+        return same_dtype and (factor == 1.0 or matrix not in SCALED)
+
+    def _copy_pieces(self, tensor: ExpertTensor, layer: int) -> tuple[Piece, ...]:
+        rows = [self.ffns[layer][m] for m in tensor.matrices]
+        width = [self.sources[r.tensor].nbytes // self.sources[r.tensor].shape[0] for r in rows]
+        return tuple(Piece(Copy(r), (r.stop - r.start) * w) for r, w in zip(rows, width, strict=True))
+
+    def _block(self, tensor: ExpertTensor, width: int) -> TensorInfo:
+        """Return dtype and shape of one expert's part of an expert tensor."""
+        hidden = self.shape.layer.hidden
+        rows = sum(hidden if m in SCALED else width for m in tensor.matrices)
+        if tensor.matrices[0].endswith("_bias"):
+            return TensorInfo(self.new_dtype, (rows,))
+        columns = width if tensor.matrices[0] == "down" else hidden
+        return TensorInfo(self.new_dtype, (columns, rows) if tensor.transposed else (rows, columns))
+
+    def _constants(self, scope: str, layer: int | None) -> Iterator[Output]:
+        moe = self.shape.layer
+        present = {*self.match.decoder.features, *(["shared_expert"] if moe.shared_expert else [])}
+        for constant in self.match.target.constants:
+            wanted = constant.when is None or constant.when in present
+            if constant.scope == scope and wanted and constant.unless not in present:
+                yield self._constant(constant, layer)
+
+    def _constant(self, constant: Constant, layer: int | None) -> Output:
+        dims = {**self.match.decoder.dims, "E": self.shape.layer.num_experts, "1": 1}
+        shape = tuple(dims[letter] for letter in constant.shape)
+        info = TensorInfo("F32" if constant.float32 else self.new_dtype, shape)
+        return Output(self._named(constant.name, layer), info, (Piece(Fill(constant.value), info.nbytes),))

@@ -1,0 +1,184 @@
+"""Making every piece of the output, one tensor at a time, by a bounded pool of threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from math import prod
+
+from moesaic.checkpoints.dense import DenseCheckpoint, torch_dtype
+from moesaic.checkpoints.encode import encode_array, encode_tensor
+from moesaic.checkpoints.layout import Shard
+from moesaic.checkpoints.sink import Key, Sink
+from moesaic.convert.conversion import Conversion
+from moesaic.convert.outputs import SCALED
+from moesaic.ffn import FFN
+from moesaic.lazy import np, torch
+from moesaic.plan import ITEM_BYTES, Copy, Fill, Fold, Piece, Routed, Router, Rows, Shared
+from moesaic.seeds import Stream
+
+CHUNK = 32 << 20  # bytes of a tensor that is changed element by element, held at once
+
+
+@dataclass(frozen=True)
+class Place:
+    """A piece, its key in the journal, and where it goes."""
+
+    key: Key
+    piece: Piece
+    dtype: str
+    shard: Shard
+    offset: int
+
+
+def places(conversion: Conversion, shards: Sequence[Shard]) -> Iterator[Place]:
+    """Yield every piece of the plan with its place on disk, in plan order."""
+    where = {index: (shard, offset) for shard in shards for index, offset in shard.offsets.items()}
+    for index, output in enumerate(conversion.plan.outputs):
+        shard, offset = where[index]
+        for number, piece in enumerate(output.pieces):
+            yield Place((index, number), piece, output.info.dtype, shard, offset)
+            offset += piece.nbytes
+
+
+@dataclass(frozen=True)
+class Producer:
+    """Makes the pieces of one conversion and hands them to a sink.
+
+    Every layer is made by one thread with single-threaded linear algebra, so results do not depend on the number of
+    threads; memory is `workers` times one layer.
+    """
+
+    conversion: Conversion
+    source: DenseCheckpoint
+    sink: Sink
+    progress: Callable[[int], None]
+
+    def run(self, shards: Sequence[Shard], workers: int) -> None:
+        """Write every piece that the sink does not have yet; the first failure stops all."""
+        simple: list[Place] = []
+        layers: dict[int, list[Place]] = {}
+        for place in places(self.conversion, shards):
+            if place.key in self.sink.done:
+                self.progress(place.piece.nbytes)
+            elif isinstance(place.piece.origin, Routed | Shared):
+                layers.setdefault(place.piece.origin.layer, []).append(place)
+            else:
+                simple.append(place)
+        setup = _single_threaded if layers else _nothing
+        with ThreadPoolExecutor(workers, initializer=setup) as pool:
+            jobs: list[Future[None]] = [pool.submit(self._layer, layer, items) for layer, items in layers.items()]
+            jobs += [pool.submit(self._simple, place) for place in simple]
+            try:
+                done, _ = wait(jobs, return_when=FIRST_EXCEPTION)
+                for job in done:
+                    job.result()
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def _simple(self, place: Place) -> None:
+        origin = place.piece.origin
+        if isinstance(origin, Copy):
+            file, start, nbytes = self.source.span(origin.rows)
+            self.sink.copy(place.key, place.shard, place.offset, file, start, nbytes)
+        elif isinstance(origin, Fill):
+            values = np.full(place.piece.nbytes // ITEM_BYTES[place.dtype], origin.value)
+            self.sink.put(place.key, place.shard, place.offset, encode_array(values, place.dtype))
+        elif isinstance(origin, Router):
+            stream = self._stream(self.conversion.router.name(), origin.layer)
+            weight = self.conversion.router.weight(self.conversion.shape.layer, stream)
+            self.sink.put(place.key, place.shard, place.offset, encode_array(weight, place.dtype))
+        else:
+            assert isinstance(origin, Fold)
+            self.sink.put_all(place.key, place.shard, place.offset, self._fold(origin, place.dtype))
+        self.progress(place.piece.nbytes)
+
+    def _stream(self, method: str, layer: int) -> Stream:
+        return Stream(self.conversion.options.seed).child(method, layer)
+
+    def _fold(self, fold: Fold, dtype: str) -> Iterator[memoryview]:
+        """Yield the bytes of a folded tensor, a run of rows at a time (rotary ones at once: they mix rows)."""
+        rows = fold.rows
+        info = self.source.infos[rows.tensor]
+        step = max(CHUNK // max(info.nbytes // max(rows.stop, 1), 1), 1) if not fold.rotary else rows.stop - rows.start
+        for start in range(rows.start, rows.stop, step):
+            part = self.source.read(Rows(rows.tensor, start, min(start + step, rows.stop)))
+            if fold.rotary:
+                part = half_split(part, *fold.rotary)
+            if (fold.scale, fold.offset) != (1.0, 0.0):
+                wide = part.to(torch.promote_types(part.dtype, torch.float32))
+                part = wide * fold.scale + fold.offset
+            yield encode_tensor(part, torch_dtype(dtype))
+
+    def _layer(self, layer: int, items: list[Place]) -> None:
+        """Write the computed tensors of one MoE layer, expert by expert."""
+        by_expert: dict[int, list[tuple[Place, Routed]]] = {}
+        shared: list[tuple[Place, Shared]] = []
+        for place in items:
+            origin = place.piece.origin
+            if isinstance(origin, Routed):
+                by_expert.setdefault(origin.expert, []).append((place, origin))
+            elif isinstance(origin, Shared):
+                shared.append((place, origin))
+        dense = FFN(**{m: self.source.read(rows) for m, rows in self.conversion.plan.ffns[layer].items()})
+        shared_factor, routed_factor = self.conversion.outputs.factors
+        for place, whole in shared:
+            self._block(place, dense, whole, shared_factor)
+        if not by_expert:
+            return
+        method = self.conversion.options.experts
+        moe = self.conversion.shape.layer
+        for i, expert in enumerate(method.experts(dense, moe, self._stream(method.name(), layer))):
+            assert expert.width == moe.expert_size, f"{method.name()} made an expert of {expert.width} neurons"
+            for place, part in by_expert.pop(i, []):
+                self._block(place, expert, part, routed_factor)
+        assert not by_expert, f"{method.name()} did not make experts {sorted(by_expert)} of layer {layer}"
+
+    def _block(self, place: Place, ffn: FFN, origin: Routed | Shared, factor: float) -> None:
+        dtype = torch_dtype(place.dtype)
+        parts: list[torch.Tensor] = []
+        for name in origin.matrices:
+            tensor = getattr(ffn, name)
+            if factor != 1.0 and name in SCALED:
+                tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor
+            parts.append(tensor.to(dtype))
+        block = torch.cat(parts) if len(parts) > 1 else parts[0]
+        data = encode_tensor(block.T if origin.transposed else block, dtype)
+        assert data.nbytes == place.piece.nbytes, f"{origin}: {data.nbytes} bytes for {place.piece.nbytes}"
+        self.sink.put(place.key, place.shard, place.offset, data)
+        self.progress(data.nbytes)
+
+
+def half_split(rows: torch.Tensor, head_dim: int, rotary: int) -> torch.Tensor:
+    """Return q or k rows with each head's rotary pairs (2j, 2j + 1) moved to (j, j + rotary / 2).
+
+    Interleaved rotary embedding on the old rows equals half-split rotary embedding on the new ones. Rows beyond the
+    rotary part of a head stay where they are.
+
+    Args:
+        rows: weight [heads * head_dim, D] or bias [heads * head_dim].
+    """
+    heads = rows.reshape(-1, head_dim, *rows.shape[1:])
+    pairs = torch.arange(rotary)
+    order = torch.cat([pairs[0::2], pairs[1::2], torch.arange(rotary, head_dim)])
+    return heads.index_select(1, order).reshape(rows.shape)
+
+
+def _single_threaded() -> None:
+    torch.set_num_threads(1)
+
+
+def _nothing() -> None:
+    return None
+
+
+def peak_bytes(conversion: Conversion) -> int:
+    """Return an upper estimate of the anonymous memory that one worker needs: see `Producer`."""
+    moe = conversion.shape.layer
+    needs_torch = any(isinstance(p.origin, Routed | Shared | Fold) for o in conversion.plan.outputs for p in o.pieces)
+    if not needs_torch:
+        return CHUNK
+    matrices = len(next(iter(conversion.plan.ffns.values())))
+    return 4 * prod((moe.width, moe.hidden)) * matrices + CHUNK
