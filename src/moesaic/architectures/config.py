@@ -33,6 +33,10 @@ class Config:
         value = self.values.get(key, self.defaults.get(key))
         return default if value is None else value
 
+    def nullable(self, key: str, absent: Any) -> Any:
+        """Return the value of a key whose explicit null means something else than its absence."""
+        return self.get(key, None if key in self.values else absent)
+
     def size(self, key: str, default: int | None = None) -> int:
         """Return a positive whole number; its absence is a problem unless there is a default."""
         value = self.get(key, default)

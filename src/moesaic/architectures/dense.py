@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moesaic.architectures.config import Config
@@ -23,6 +23,7 @@ class Decoder:
         config: the config as given. extra: further dimension letters.
         norm_eps, max_positions, rope, windows: values that targets write down again; `rope` in the canonical form
             {"rope_type", "rope_theta", ...}, `windows` each layer's sliding window in tokens, None for full attention.
+        layer_kinds: each layer's mixer as layer_types names it, where a body has several.
         embedding_scale, residual_scale, attention_scale, logit_scale: multipliers; attention_scale None is
             head_dim^-0.5; logits are divided by `logit_scale`. norm_offset: added to every norm weight.
     """
@@ -45,6 +46,7 @@ class Decoder:
     max_positions: int = 2048
     rope: Mapping[str, Any] = field(default_factory=dict)
     windows: tuple[int | None, ...] = ()
+    layer_kinds: tuple[str, ...] = ()
     embedding_scale: float = 1.0
     residual_scale: float = 1.0
     attention_scale: float | None = None
@@ -56,6 +58,15 @@ class Decoder:
         """Dimension letters of the tensor tables: D, F, V, Q and K (all query, all key heads), h (one head)."""
         attention = {"Q": self.heads * self.head_dim, "K": self.kv_heads * self.head_dim, "h": self.head_dim}
         return {"D": self.hidden, "F": self.width, "V": self.vocab, **attention, **self.extra}
+
+    def with_head(self, present: bool) -> Decoder:
+        """Return the decoder as a checkpoint with (or without) an output head of its own has it.
+
+        Composite configs leave open which of their parts decides on tying; the tensors on disk tell.
+        """
+        kept = {key: value for key, value in self.features.items() if key not in ("tied", "untied")}
+        state = {"untied": "an output head of its own"} if present else {"tied": "no output head of its own"}
+        return replace(self, tied=not present, features={**state, **kept})
 
 
 @dataclass(frozen=True)
@@ -106,6 +117,7 @@ class DenseFamily:
         model_type, class_name: as in config.json. read: config -> Decoder.
         table: every tensor. targets: model types of sparse targets, the preferred first.
         defaults: the class's own values of keys that a composite's text config may leave out.
+        ignored: patterns (`re.search`) of tensors that some checkpoints hold beside these and the class never reads.
     """
 
     model_type: str
@@ -114,6 +126,7 @@ class DenseFamily:
     table: tuple[Entry, ...]
     targets: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    ignored: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
 
     def tensors(self, decoder: Decoder) -> Iterator[Stored]:
         """Yield every tensor that a checkpoint of this decoder holds, in table order, layer by layer."""
@@ -175,16 +188,31 @@ LLAMA_TABLE = (
 """Tensors of a Llama-like decoder; families that differ edit it."""
 
 
-def rope_parameters(config: Config, default_theta: float = 10000.0) -> dict[str, Any]:
-    """Return the rotary settings in one form, whether written as rope_theta + rope_scaling or as rope_parameters."""
-    written = config.get("rope_parameters")
-    theta = config.get("rope_theta", default_theta)
-    scaling = written if isinstance(written, Mapping) else config.get("rope_scaling")
-    rope = dict(scaling) if isinstance(scaling, Mapping) else {}
-    rope_type = rope.pop("type", None)
-    rope.setdefault("rope_type", rope_type or "default")
-    rope.setdefault("rope_theta", theta)
-    return rope
+def rope_parameters(config: Config, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
+    """Return the rotary settings in one form, whether written as rope_theta + rope_scaling or as rope_parameters.
+
+    Args:
+        theta, partial: the class's defaults of rope_theta and partial_rotary_factor.
+    """
+    new, old = config.get("rope_parameters"), config.get("rope_scaling")
+    rope = dict(old if isinstance(old, Mapping) else new if isinstance(new, Mapping) else {})
+    legacy_type = rope.pop("type", None)
+    rope.setdefault("rope_type", legacy_type or "default")
+    rope.setdefault("rope_theta", config.real("rope_theta", theta))
+    fraction = rope.pop("partial_rotary_factor", config.real("partial_rotary_factor", partial))
+    return rope if fraction == 1.0 else {**rope, "partial_rotary_factor": fraction}
+
+
+def rope_features(rope: Mapping[str, Any]) -> dict[str, str]:
+    """Return the features of rotary settings beyond plain ones."""
+    found = {}
+    if rope["rope_type"] != "default":
+        found[f"rope_{rope['rope_type']}"] = f"rope scaling of type {rope['rope_type']}"
+    if "partial_rotary_factor" in rope:
+        found["partial_rotary"] = f"partial_rotary_factor = {rope['partial_rotary_factor']:g}"
+    if "mrope_section" in rope:
+        found["mrope"] = "multimodal rotary positions (mrope_section)"
+    return found
 
 
 def llama_like(
@@ -192,40 +220,55 @@ def llama_like(
     family: str,
     *,
     tied: bool = False,
-    act_key: str = "hidden_act",
+    theta: float = 10000.0,
+    norm_eps: float = 1e-6,
+    norm_eps_key: str = "rms_norm_eps",
     features: Mapping[str, str] | None = None,
     **values: Any,
 ) -> Decoder:
     """Read the fields that all Llama-like configs share; `features` and `values` add what the family has beyond.
 
     Args:
-        tied: the family's default of tie_word_embeddings.
+        tied, theta, norm_eps: the family's defaults of tie_word_embeddings, rope_theta and `norm_eps_key`.
     """
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
     is_tied = config.flag("tie_word_embeddings", tied)
-    act = str(config.get(act_key, "silu"))
-    found = {"tied" if is_tied else "untied": f"tie_word_embeddings = {str(is_tied).lower()}", **(features or {})}
-    if act not in ("silu", "swish"):
-        found["non_silu"] = f"{act_key} = {act}"
-    rope = rope_parameters(config)
-    if rope["rope_type"] != "default":
-        found[f"rope_{rope['rope_type']}"] = f"rope scaling of type {rope['rope_type']}"
+    readers: dict[str, Callable[[], Any]] = {
+        "width": lambda: config.size("intermediate_size"),
+        "act": lambda: str(config.get("hidden_act", "silu")),
+        "rope": lambda: rope_parameters(config, theta),
+    }
     base: dict[str, Any] = {
+        "body": "llama",
         "hidden": hidden,
-        "width": config.size("intermediate_size"),
         "num_layers": config.size("num_hidden_layers"),
         "vocab": config.size("vocab_size"),
         "heads": heads,
         "kv_heads": config.size("num_key_value_heads", heads),
         "head_dim": config.size("head_dim", max(hidden // heads, 1)),
-        "norm_eps": config.real("rms_norm_eps", 1e-6),
         "max_positions": config.size("max_position_embeddings", 2048),
-        "rope": rope,
+        "norm_eps": config.real(norm_eps_key, norm_eps),
     }
+    base |= {key: read() for key, read in readers.items() if key not in values} | values
+    found = {"tied" if is_tied else "untied": f"tie_word_embeddings = {str(is_tied).lower()}", **(features or {})}
+    if base["act"] not in ("silu", "swish"):
+        found["non_silu"] = f"the activation is {base['act']}"
+    if base["head_dim"] * heads != hidden:
+        found["head_dim"] = f"head_dim = {base['head_dim']}, other than hidden_size / num_attention_heads"
     return Decoder(
-        family=family, body=values.pop("body", "llama"), act=act, tied=is_tied, config=config.values, features=found,
-        **{**base, **values},
-    )  # fmt: skip
+        family=family, tied=is_tied, config=config.values, features={**found, **rope_features(base["rope"])}, **base
+    )
+
+
+def attention_bias_features(config: Config, key: str = "attention_bias", default: bool = False) -> dict[str, str]:
+    """Return the features of biases on q, k, v and o, which one config field switches."""
+    on = config.flag(key, default)
+    return dict.fromkeys(("qkv_bias", "o_bias"), f"{key} = true") if on else {}
+
+
+def mlp_bias_features(config: Config, key: str = "mlp_bias") -> dict[str, str]:
+    """Return the feature of biases in the FFN."""
+    return {"mlp_bias": f"{key} = true"} if config.flag(key, default=False) else {}
 
 
 def window_features(windows: tuple[int | None, ...]) -> dict[str, str]:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama_like
+from moesaic.architectures.dense import (
+    LLAMA_TABLE,
+    Decoder,
+    DenseFamily,
+    attention_bias_features,
+    llama_like,
+    mlp_bias_features,
+)
 
 
 def read(config: Config) -> Decoder:
     """Read a LlamaConfig."""
-    features: dict[str, str] = {}
-    if config.flag("attention_bias", default=False):
-        features |= {"qkv_bias": "attention_bias = true", "o_bias": "attention_bias = true"}
-    if config.flag("mlp_bias", default=False):
-        features["mlp_bias"] = "mlp_bias = true"
-    return llama_like(config, "llama", features=features)
+    return llama_like(config, "llama", features=attention_bias_features(config) | mlp_bias_features(config))
 
 
-LLAMA = DenseFamily("llama", "LlamaForCausalLM", read, LLAMA_TABLE, targets=("mixtral", "qwen2_moe"))
+LLAMA = DenseFamily(
+    "llama",
+    "LlamaForCausalLM",
+    read,
+    LLAMA_TABLE,
+    targets=("mixtral", "qwen2_moe", "glm4_moe", "granitemoe", "granitemoeshared", "granitemoehybrid"),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+    },
+)

@@ -39,6 +39,7 @@ def match(
     request: Callable[[Decoder], Mapping[str, str]],
     target: str | None = None,
     runtime: Runtime = "transformers",
+    shape: Callable[[Decoder, SparseTarget], ModelShape] | None = None,
 ) -> Match:
     """Return the sparse class that expresses this model with the requested sparsity.
 
@@ -48,6 +49,7 @@ def match(
             `{"some_layers": "layers = every:4"}`.
         target: model type of the sparse class to use; None takes the family's preferred one among those that can.
         runtime: what shall serve the model; targets that would be wrong or not load there are no candidates.
+        shape: returns the numbers of the sparse model; None leaves the targets' limits on them unchecked.
 
     Raises:
         ArchitectureError: if the model type is unknown or has no stock class, if the config is unusable, or if no
@@ -61,7 +63,7 @@ def match(
     wanted = request(decoder)
     unserved = wrapper.not_served.get(runtime) if wrapper and wrapper.not_served else None
     found = {
-        candidate.model_type: candidate.obstacles(decoder, wanted)
+        candidate.model_type: candidate.obstacles(decoder, wanted, shape and shape(decoder, candidate))
         + candidate.cannot_serve(runtime, {**decoder.features, **wanted})
         + ([unserved] if unserved else [])
         for candidate in _candidates(family, target)

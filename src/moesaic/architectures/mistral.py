@@ -7,10 +7,24 @@ from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama
 
 
 def read(config: Config) -> Decoder:
-    """Read a MistralConfig; its window, where set, holds in every layer."""
-    window = config.get("sliding_window")
-    windows = (window,) * config.size("num_hidden_layers")
+    """Read a MistralConfig; its window holds in every layer, and only an explicit null switches it off."""
+    windows = (config.nullable("sliding_window", absent=4096),) * config.size("num_hidden_layers")
     return llama_like(config, "mistral", features=window_features(windows), windows=windows)
 
 
-MISTRAL = DenseFamily("mistral", "MistralForCausalLM", read, LLAMA_TABLE, targets=("mixtral", "qwen2_moe"))
+MISTRAL = DenseFamily(
+    "mistral",
+    "MistralForCausalLM",
+    read,
+    LLAMA_TABLE,
+    targets=("mixtral", "qwen2_moe", "glm4_moe"),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "max_position_embeddings": 131072,
+    },
+)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moesaic.architectures.dense import Decoder
-from moesaic.architectures.sparse import ExpertTensor, SparseTarget, common_config, expert_counts
+from moesaic.architectures.sparse import ROPE, SILU_ONLY, ExpertTensor, SparseTarget, common_config, expert_counts
 from moesaic.spec import ModelShape
 
 BLOCK = "model.layers.{layer}.block_sparse_moe."
@@ -28,9 +28,7 @@ MIXTRAL = SparseTarget(
     "mixtral",
     "MixtralForCausalLM",
     bodies=frozenset({"llama"}),
-    supports=frozenset(
-        {"window", "non_silu", "rope_linear", "rope_dynamic", "rope_yarn", "rope_llama3", "rope_longrope"}
-    ),
+    supports=ROPE | {"head_dim", "window", "non_silu", "no_shared_expert"},
     folds=frozenset({"norm_offset", "embedding_scale", "interleaved_rotary"}),
     experts=(
         ExpertTensor(BLOCK + "experts.{expert}.w1.weight", ("gate",)),
@@ -41,9 +39,9 @@ MIXTRAL = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate", "block_sparse_moe.gate"),
     refuses={
-        "vllm": {"non_silu": "vLLM's Mixtral computes SiLU whatever hidden_act says"},
+        "vllm": {"non_silu": SILU_ONLY},
         "llama.cpp": {
-            "non_silu": "llama.cpp's Mixtral computes SiLU whatever hidden_act says",
+            "non_silu": SILU_ONLY,
             "window": "llama.cpp ignores the sliding window, so logits are wrong past it",
             "rope_longrope": "llama.cpp's converter drops the longrope factors",
         },

@@ -9,7 +9,8 @@ from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama
 def layer_windows(config: Config) -> tuple[int | None, ...]:
     """Return each layer's window as Qwen2 and Qwen3 define it: `layer_types`, else `max_window_layers`."""
     layers = config.size("num_hidden_layers")
-    window = config.get("sliding_window", 4096) if config.flag("use_sliding_window", default=False) else None
+    used = config.flag("use_sliding_window", default=False)
+    window = config.nullable("sliding_window", absent=4096) if used else None
     first = config.get("max_window_layers", 28)
     types = config.get("layer_types")
     if isinstance(types, list) and len(types) == layers:
@@ -24,4 +25,19 @@ def read(config: Config) -> Decoder:
     return llama_like(config, "qwen2", features=features, windows=windows)
 
 
-QWEN2 = DenseFamily("qwen2", "Qwen2ForCausalLM", read, LLAMA_TABLE, targets=("qwen2_moe",))
+QWEN2 = DenseFamily(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    read,
+    LLAMA_TABLE,
+    targets=("qwen2_moe", "glm4_moe", "granitemoe", "granitemoeshared", "granitemoehybrid"),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+    },
+)

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from moesaic.architectures.dense import Decoder
-from moesaic.architectures.sparse import Constant, ExpertTensor, SparseTarget, common_config, expert_counts
+from moesaic.architectures.sparse import (
+    ROPE,
+    SILU_ONLY,
+    Constant,
+    SparseTarget,
+    common_config,
+    dense_layers,
+    expert_counts,
+    expert_tensors,
+    layer_types,
+)
 from moesaic.spec import ModelShape
 
 MLP = "model.layers.{layer}.mlp."
@@ -14,46 +24,33 @@ ATTENTION = "model.layers.{layer}.self_attn."
 
 def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
     """Write a Qwen2MoeConfig; `layer_types` is explicit because the class's own default rule differs from Qwen2's."""
-    windows = decoder.windows or (None,) * decoder.num_layers
-    windowed = [i for i, window in enumerate(windows) if window is not None]
-    moe = set(shape.moe_layers)
+    types = layer_types(decoder)
+    windowed = [i for i, kind in enumerate(types["layer_types"]) if kind == "sliding_attention"]
     return {
         **common_config(decoder),
         **expert_counts(shape),
+        **types,
         "intermediate_size": decoder.width,
         "moe_intermediate_size": shape.layer.expert_size,
         "shared_expert_intermediate_size": decoder.width if shape.layer.shared_expert else 0,
         "norm_topk_prob": shape.layer.normalize_gates,
         "decoder_sparse_step": 1,
-        "mlp_only_layers": [i for i in range(decoder.num_layers) if i not in moe],
+        "mlp_only_layers": dense_layers(shape),
         "qkv_bias": True,
         "use_sliding_window": bool(windowed),
-        "sliding_window": windows[windowed[0]] if windowed else None,
         "max_window_layers": windowed[0] if windowed else decoder.num_layers,
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,
     }
-
-
-def expert_tensors(prefix: str) -> tuple[ExpertTensor, ...]:
-    """Return the three matrices of a block under the names that most sparse classes share."""
-    return (
-        ExpertTensor(prefix + "gate_proj.weight", ("gate",)),
-        ExpertTensor(prefix + "up_proj.weight", ("up",)),
-        ExpertTensor(prefix + "down_proj.weight", ("down",)),
-    )
 
 
 QWEN2_MOE = SparseTarget(
     "qwen2_moe",
     "Qwen2MoeForCausalLM",
     bodies=frozenset({"llama"}),
-    supports=frozenset(
-        {"qkv_bias", "window", "layer_windows", "non_silu", "some_layers", "leading_dense", "shared_expert"}
-        | {"no_shared_expert", "unnormalized_gates"}
-        | {"rope_linear", "rope_dynamic", "rope_yarn", "rope_llama3", "rope_longrope"}
-    ),
+    supports=ROPE
+    | {"qkv_bias", "head_dim", "window", "layer_windows", "non_silu"}
+    | {"some_layers", "leading_dense", "shared_expert", "no_shared_expert", "unnormalized_gates"},
     folds=frozenset({"norm_offset", "embedding_scale", "interleaved_rotary"}),
     experts=expert_tensors(MLP + "experts.{expert}."),
     router=MLP + "gate.weight",
@@ -70,7 +67,8 @@ QWEN2_MOE = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate",),
     refuses={
-        "vllm": {"non_silu": "vLLM's MoE layer computes SiLU whatever hidden_act says"},
+        "transformers4": dict.fromkeys(("window", "layer_windows"), "before 5.0 the class ignores sliding windows"),
+        "vllm": {"non_silu": SILU_ONLY},
         "llama.cpp": {"*": "llama.cpp never renormalises Qwen2-MoE gates and divides by a zero shared gate (NaN)"},
     },
 )

@@ -10,7 +10,13 @@ from moesaic.architectures.dense import Decoder
 from moesaic.ffn import Matrix
 from moesaic.spec import ModelShape
 
-Runtime = Literal["transformers", "vllm", "llama.cpp"]
+Runtime = Literal["transformers", "transformers4", "vllm", "llama.cpp"]
+"""Where a written model shall run; `transformers4` is 4.57, the last release of the fourth line."""
+
+ROPE = frozenset({"rope_linear", "rope_dynamic", "rope_yarn", "rope_llama3", "rope_longrope"})
+"""Rotary scalings that every class computes which takes its rotary settings from transformers."""
+
+SILU_ONLY = "its MoE layer computes SiLU whatever the config says"
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,10 @@ class Constant:
     float32: bool = False
 
 
+Limit = Callable[[ModelShape], str | None]
+"""A rule on the numbers of the sparse model: the obstacle in words, or None."""
+
+
 @dataclass(frozen=True)
 class SparseTarget:
     """A stock MoE class.
@@ -56,7 +66,9 @@ class SparseTarget:
         model_type, class_name: as in config.json.
         bodies: dense bodies whose attention, norms and residuals the class computes in the same way.
         supports: features (of the decoder, or of the request: `some_layers`, `leading_dense`, `shared_expert`,
-            `unnormalized_gates`) that it can express; anything else is an obstacle.
+            `no_shared_expert`, `unnormalized_gates`) that it can express; anything else is an obstacle.
+        requires: features that the class always has, each with the reason said to a model without it.
+        limits: what the numbers of the sparse model must satisfy; each returns an obstacle or None.
         experts: the routed experts on disk. router: template of the router weight [E, D].
         shared: the shared expert on disk, empty where the class has none.
         shared_required: the class always has a shared expert.
@@ -65,6 +77,7 @@ class SparseTarget:
         folds: features that are computed into the weights instead of being expressed (`norm_offset`,
             `embedding_scale`, `interleaved_rotary`); folding is exact up to one rounding to the stored dtype.
         constants: tensors with one value. rename: role -> template, where names differ from the dense ones.
+        copies: role -> template of one more place, in MoE layers, that the tensor of this role is written to.
         configure: (decoder, shape) -> the text config to write.
         score: how the class turns logits into gates.
         router_modules: paths, inside a decoder layer in memory, of the module that holds the router weight and whose
@@ -82,29 +95,36 @@ class SparseTarget:
     configure: Callable[[Decoder, ModelShape], dict[str, Any]]
     router_modules: tuple[str, ...]
     shared: tuple[ExpertTensor, ...] = ()
+    requires: Mapping[str, str] = field(default_factory=dict)
+    limits: tuple[Limit, ...] = ()
     shared_required: bool = False
     shared_gate: float = 1.0
     folds: frozenset[str] = frozenset()
     constants: tuple[Constant, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
+    copies: Mapping[str, str] = field(default_factory=dict)
     score: Literal["softmax", "sigmoid"] = "softmax"
     since: str = "4.57"
     refuses: Mapping[Runtime, Mapping[str, str]] = field(default_factory=dict)
 
-    def obstacles(self, decoder: Decoder, request: Mapping[str, str]) -> list[str]:
+    def obstacles(self, decoder: Decoder, request: Mapping[str, str], shape: ModelShape | None = None) -> list[str]:
         """Return every reason why this class can't express the decoder with the requested sparsity; [] is a yes.
 
         Args:
             request: features of the request, each with the option it comes from.
+            shape: the sparse model's numbers; None leaves the limits on them unchecked.
         """
         if decoder.body not in self.bodies:
             return [f"attention, norms and residuals are those of '{decoder.family}'"]
-        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert"}
+        known = self.supports | self.folds | {"tied", "untied"}
         wanted = {**decoder.features, **request}
-        found = list(dict.fromkeys(reason for feature, reason in wanted.items() if feature not in known))
+        found = [reason for feature, reason in wanted.items() if feature not in known]
+        found += [reason for feature, reason in self.requires.items() if feature not in wanted]
         if self.shared_required and "no_shared_expert" in request:
             found.append("the class always has a shared expert, and none was asked for")
-        return found
+        if shape is not None:
+            found += [obstacle for limit in self.limits if (obstacle := limit(shape))]
+        return list(dict.fromkeys(found))
 
     def cannot_serve(self, runtime: Runtime, features: Mapping[str, str]) -> list[str]:
         """Return every reason why `runtime` can't serve what is written, given all features; [] is a yes."""
@@ -120,6 +140,8 @@ def common_config(decoder: Decoder) -> dict[str, Any]:
     """
     rope = dict(decoder.rope)
     theta = rope.pop("rope_theta")
+    plain = rope["rope_type"] in ("default", "longrope")
+    beside = ("partial_rotary_factor", "original_max_position_embeddings") if plain else ()
     carried = (
         *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "use_cache"),
         *("attention_dropout", "initializer_range"),
@@ -138,8 +160,16 @@ def common_config(decoder: Decoder) -> dict[str, Any]:
         "rope_theta": theta,
         "rope_scaling": None if rope == {"rope_type": "default"} else rope,
         "rope_parameters": {**rope, "rope_theta": theta},
-        "tie_word_embeddings": decoder.tied,
+        **{key: rope[key] for key in beside if key in rope},
+        # A scale folded into the embedding parts it from the head; classes with a multiplier of their own override.
+        "tie_word_embeddings": decoder.tied and decoder.embedding_scale == 1.0,
     }
+
+
+def kin_config(decoder: Decoder) -> dict[str, Any]:
+    """Return the dense config's own keys for a class that differs from the dense one in its FFN alone."""
+    dropped = ("architectures", "model_type", "transformers_version", "auto_map", "_name_or_path", "intermediate_size")
+    return {**{key: decoder.config[key] for key in decoder.config if key not in dropped}, **common_config(decoder)}
 
 
 def expert_counts(shape: ModelShape) -> dict[str, int]:
@@ -150,3 +180,53 @@ def expert_counts(shape: ModelShape) -> dict[str, int]:
         "num_local_experts": layer.num_experts,
         "num_experts_per_tok": layer.top_k,
     }
+
+
+def expert_tensors(prefix: str) -> tuple[ExpertTensor, ...]:
+    """Return the three matrices of a block under the names that most sparse classes share."""
+    return (
+        ExpertTensor(prefix + "gate_proj.weight", ("gate",)),
+        ExpertTensor(prefix + "up_proj.weight", ("up",)),
+        ExpertTensor(prefix + "down_proj.weight", ("down",)),
+    )
+
+
+def dense_layers(shape: ModelShape) -> list[int]:
+    """Return the layers that keep their dense FFN."""
+    return [layer for layer in range(shape.num_layers) if layer not in shape.moe_layers]
+
+
+def attention_bias(decoder: Decoder) -> dict[str, bool]:
+    """Return the key of classes in which one switch puts biases on the attention's linears."""
+    return {"attention_bias": bool({"qkv_bias", "o_bias"} & decoder.features.keys())}
+
+
+def layer_types(decoder: Decoder) -> dict[str, Any]:
+    """Return the keys that say which layers have a sliding window, and how long it is."""
+    windows = decoder.windows or (None,) * decoder.num_layers
+    return {
+        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        "sliding_window": next((window for window in windows if window is not None), None),
+    }
+
+
+def shared_is_whole_experts(shape: ModelShape) -> str | None:
+    """Limit of classes whose shared expert is a whole number of routed experts wide."""
+    layer = shape.layer
+    if not layer.shared_expert or layer.width % layer.expert_size == 0:
+        return None
+    return (
+        "the class's shared expert is a whole number of routed experts wide, "
+        f"and {layer.width} neurons are no multiple of {layer.expert_size}"
+    )
+
+
+def shared_is_one_expert(shape: ModelShape) -> str | None:
+    """Limit of classes whose shared expert is exactly as wide as a routed one."""
+    layer = shape.layer
+    if not layer.shared_expert or layer.width == layer.expert_size:
+        return None
+    return (
+        f"the class's shared expert is as wide as a routed one, and they are {layer.width} and "
+        f"{layer.expert_size} neurons"
+    )

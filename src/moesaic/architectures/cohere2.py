@@ -1,0 +1,50 @@
+"""Command R7B and Aya (`cohere2`): attention and FFN in parallel after one LayerNorm, rotary only inside windows."""
+
+from __future__ import annotations
+
+from moesaic.architectures.config import Config
+from moesaic.architectures.dense import (
+    LLAMA_TABLE,
+    Decoder,
+    DenseFamily,
+    attention_bias_features,
+    edited,
+    llama_like,
+)
+
+
+def layer_kinds(config: Config) -> tuple[str, ...]:
+    """Return each layer's kind of attention: `layer_types`, else every fourth layer is full."""
+    kinds = config.get("layer_types")
+    if isinstance(kinds, list):
+        return tuple(kinds)
+    period = config.size("sliding_window_pattern", 4)
+    return tuple(
+        "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
+        for layer in range(config.size("num_hidden_layers"))
+    )
+
+
+def read(config: Config) -> Decoder:
+    """Read a Cohere2Config."""
+    kinds = layer_kinds(config)
+    window = config.nullable("sliding_window", absent=4096)
+    return llama_like(
+        config,
+        "cohere2",
+        norm_eps_key="layer_norm_eps",
+        body="cohere2",
+        tied=True,
+        features=attention_bias_features(config),
+        layer_kinds=kinds,
+        windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+    )
+
+
+COHERE2 = DenseFamily(
+    "cohere2",
+    "Cohere2ForCausalLM",
+    read,
+    edited(LLAMA_TABLE, without=("ffn_norm",)),
+    targets=("cohere2_moe",),
+)

@@ -1,0 +1,27 @@
+"""Qwen3: q and k are normalised head by head."""
+
+from __future__ import annotations
+
+from moesaic.architectures.config import Config
+from moesaic.architectures.dense import (
+    LLAMA_TABLE,
+    Decoder,
+    DenseFamily,
+    attention_bias_features,
+    llama_like,
+    window_features,
+)
+from moesaic.architectures.qwen2 import layer_windows
+
+
+def read(config: Config) -> Decoder:
+    """Read a Qwen3Config."""
+    windows = layer_windows(config)
+    features = {"qk_norm": "q and k are normalised in this family", **window_features(windows)}
+    features |= attention_bias_features(config)
+    return llama_like(config, "qwen3", features=features, windows=windows, head_dim=config.size("head_dim", 128))
+
+
+QWEN3 = DenseFamily(
+    "qwen3", "Qwen3ForCausalLM", read, LLAMA_TABLE, targets=("qwen3_moe", "mellum", "glm4_moe", "dots1")
+)
