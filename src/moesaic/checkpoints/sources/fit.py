@@ -2,39 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers
+from transformers.utils import logging
 
 from moesaic.checkpoints.sources.writer import Tensor
 from moesaic.errors import SourceError, listing
-from moesaic.lazy import torch
 
 
 def check_fit(subject: str, config: Mapping[str, Any], tensors: Iterable[Tensor]) -> None:
-    """Build the class without memory and compare names and shapes.
+    """Load the class without memory from tensors without data, as `from_pretrained` will load the real ones.
 
     Raises:
         SourceError: naming every tensor that is missing, unexpected or of another shape.
     """
     model_class = getattr(transformers, config["architectures"][0])
-    with torch.device("meta"):
-        model = model_class(model_class.config_class(**config))
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    tied = set(model._tied_weights_keys or ()) if model.config.tie_word_embeddings else set()  # noqa: SLF001
-    found = {tensor.name: tensor.shape for tensor in tensors}
+    with _silence():
+        _, info = model_class.from_pretrained(
+            None,
+            config=model_class.config_class(**config),
+            state_dict={tensor.name: torch.empty(tensor.shape, device="meta") for tensor in tensors},
+            device_map="meta",
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
     problems = [
-        f"{name} {shape} is missing" for name, shape in wanted.items() if name not in found and name not in tied
-    ]
-    problems += [f"{name} {shape} is unexpected" for name, shape in found.items() if name not in wanted]
-    problems += [
-        f"{name} has shape {found[name]}, not {shape}"
-        for name, shape in wanted.items()
-        if name in found and found[name] != shape
+        f"{key if isinstance(key, str) else key[0]} is {fault}"
+        for fault, keys in (
+            ("missing", info["missing_keys"]),
+            ("unexpected", info["unexpected_keys"]),
+            ("of another shape", info["mismatched_keys"]),
+        )
+        for key in sorted(keys)
     ]
     if problems:
         raise SourceError(
             f"{subject}: its tensors must be those of {config['architectures'][0]}. Got:\n{listing(problems)}\n"
             "Pass the model's safetensors folder or hub id instead."
         )
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep transformers from reporting on a model that nobody asked it to load."""
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -6,7 +6,7 @@ exactly the numbers the file stands for. Memory is one tensor, whatever the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moesaic.checkpoints.sources import cache
@@ -23,6 +23,11 @@ def resolve(path: Path, say: Callable[[str], None]) -> Path:
         convert(path, partial)
 
     return cache.build(f"gguf-v{VERSION}-{cache.remembered_digest(path)[:32]}", make)
+
+
+def make(files: Sequence[Path], out: Path) -> None:
+    """Write the model folder of the one GGUF file inside a package."""
+    convert(files[0], out)
 
 
 def convert(path: Path, out: Path) -> None:

@@ -33,7 +33,9 @@ class GGUFFile:
         """
         try:
             reader = _BoundedReader(path)
-            metadata = {key: None if key in LONG else _value(field) for key, field in reader.fields.items()}
+            metadata: dict[str, Any] = {
+                key: None if key in LONG else _value(field) for key, field in reader.fields.items()
+            }
         except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
             raise SourceError(
                 f"{path.name}: a GGUF file must be whole and well-formed. Got '{error}'. Download it again."
