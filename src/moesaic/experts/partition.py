@@ -1,0 +1,59 @@
+"""Partition: the dense neurons are dealt out among the experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from moesaic.experts.base import ExpertInit
+from moesaic.experts.draws import wide
+from moesaic.ffn import FFN
+from moesaic.lazy import np, torch
+from moesaic.seeds import Stream
+from moesaic.spec import LayerSpec
+
+
+@dataclass(frozen=True)
+class Partition(ExpertInit):
+    """Makes experts of F/E neurons each by dealing out the neurons of the dense FFN; all experts sum to the dense FFN.
+
+    The MoE has no more parameters than the dense model and K/E of its FFN compute: a way to a cheaper model, not to
+    a larger one. The routed sum is scaled by E, so that uniform gates 1/K make it the dense output on average over the
+    choice of experts, and exactly it with top_k = num_experts. `virtual_group` is the choice that keeps the function.
+
+    Reference: Zhu et al. 2024, LLaMA-MoE, arXiv 2406.16554 (independent experts).
+    Deviates: the output is scaled by E under the gates rather than by E/K without them; each expert carries 1/E of the
+    output bias.
+
+    Args:
+        split: `contiguous` deals out neighbours, `random` a random order.
+
+    >>> Partition().expert_size(4096, 8)
+    512
+    """
+
+    split: Literal["contiguous", "random"] = "contiguous"
+
+    def expert_size(self, width: int, num_experts: int) -> int:
+        return width // num_experts
+
+    def problems(self, layer: LayerSpec) -> list[str]:
+        found = super().problems(layer)
+        if layer.width % layer.num_experts:
+            found.append(
+                f"{self.name()}: num_experts must divide the dense FFN's {layer.width} neurons. "
+                f"Got {layer.num_experts}. Choose a divisor with --num-experts."
+            )
+        return found
+
+    def shares(self, layer: LayerSpec) -> tuple[float, float]:
+        shared, routed = super().shares(layer)
+        return shared, routed * layer.num_experts
+
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+        order = np.arange(dense.width) if self.split == "contiguous" else stream.permutation(dense.width)
+        for neurons in order.reshape(layer.num_experts, -1):
+            part = dense.take(torch.from_numpy(neurons))
+            bias = part.down_bias
+            yield part if bias is None else part.replace(down_bias=wide(bias) / layer.num_experts)
