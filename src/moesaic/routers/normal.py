@@ -30,4 +30,4 @@ class Normal(RouterInit):
     std: float = number(0.02, low=1e-6, high=1.0)
 
     def weight(self, layer: LayerSpec, stream: Stream) -> np.ndarray:
-        return self.std * stream.generator().standard_normal((layer.num_experts, layer.hidden))
+        return self.std * stream.normal((layer.num_experts, layer.hidden)).astype(np.float64)
