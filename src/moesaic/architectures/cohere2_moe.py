@@ -50,9 +50,7 @@ COHERE2_MOE = SparseTarget(
     "cohere2_moe",
     "Cohere2MoeForCausalLM",
     bodies=frozenset({"cohere2"}),
-    supports=ROPE
-    | {"qkv_bias", "o_bias", "head_dim", "non_silu"}
-    | {"some_layers", "leading_dense", "shared_expert", "no_shared_expert"},
+    supports=ROPE | {"qkv_bias", "o_bias", "head_dim", "non_silu"} | {"some_layers", "leading_dense", "shared_expert"},
     experts=expert_tensors(MLP + "experts.{expert}."),
     router=MLP + "gate.weight",
     shared=expert_tensors(MLP + "shared_experts."),

@@ -62,9 +62,7 @@ ERNIE4_5_MOE = SparseTarget(
     "ernie4_5_moe",
     "Ernie4_5_MoeForCausalLM",
     bodies=frozenset({"llama"}),
-    supports=ROPE
-    | {"interleaved_rotary", "head_dim", "non_silu"}
-    | {"some_layers", "leading_dense", "shared_expert", "no_shared_expert"},
+    supports=ROPE | {"interleaved_rotary", "head_dim", "non_silu"} | {"some_layers", "leading_dense", "shared_expert"},
     requires={"interleaved_rotary": "the class turns interleaved pairs of rotary positions"},
     folds=frozenset({"norm_offset", "embedding_scale"}),
     experts=expert_tensors(MLP + "experts.{expert}."),

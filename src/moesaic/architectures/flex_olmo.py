@@ -36,7 +36,7 @@ FLEX_OLMO = SparseTarget(
     "flex_olmo",
     "FlexOlmoForCausalLM",
     bodies=frozenset({"olmo2"}),
-    supports=ROPE | {"qkv_bias", "o_bias", "head_dim", "non_silu", "no_shared_expert", "unnormalized_gates"},
+    supports=ROPE | {"qkv_bias", "o_bias", "head_dim", "non_silu", "unnormalized_gates"},
     experts=expert_tensors(MLP + "experts.{expert}."),
     router=MLP + "gate.weight",
     configure=configure,

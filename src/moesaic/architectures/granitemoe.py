@@ -66,7 +66,7 @@ GRANITEMOE = SparseTarget(
     "GraniteMoeForCausalLM",
     bodies=frozenset({"llama"}),
     supports=ROPE
-    | {"qkv_bias", "o_bias", "head_dim", "non_silu", "no_shared_expert"}
+    | {"qkv_bias", "o_bias", "head_dim", "non_silu"}
     | {"embedding_scale", "residual_scale", "attention_scale", "logit_scale"},
     folds=frozenset({"norm_offset", "interleaved_rotary"}),
     experts=(
@@ -100,7 +100,6 @@ GRANITEMOEHYBRID = replace(
     GRANITEMOESHARED,
     model_type="granitemoehybrid",
     class_name="GraniteMoeHybridForCausalLM",
-    supports=GRANITEMOESHARED.supports - {"no_shared_expert"},
     shared_required=True,
     configure=configure_hybrid,
 )

@@ -35,7 +35,7 @@ LFM2_MOE = SparseTarget(
     "lfm2_moe",
     "Lfm2MoeForCausalLM",
     bodies=frozenset({"lfm2"}),
-    supports=ROPE | {"conv_bias", "head_dim", "leading_dense", "no_shared_expert", "unnormalized_gates"},
+    supports=ROPE | {"conv_bias", "head_dim", "leading_dense", "unnormalized_gates"},
     experts=(
         ExpertTensor(FFN + "experts.{expert}.w1.weight", ("gate",)),
         ExpertTensor(FFN + "experts.{expert}.w3.weight", ("up",)),

@@ -28,7 +28,7 @@ MIXTRAL = SparseTarget(
     "mixtral",
     "MixtralForCausalLM",
     bodies=frozenset({"llama"}),
-    supports=ROPE | {"head_dim", "window", "non_silu", "no_shared_expert"},
+    supports=ROPE | {"head_dim", "window", "non_silu"},
     folds=frozenset({"norm_offset", "embedding_scale", "interleaved_rotary"}),
     experts=(
         ExpertTensor(BLOCK + "experts.{expert}.w1.weight", ("gate",)),

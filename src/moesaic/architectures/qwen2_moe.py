@@ -50,7 +50,7 @@ QWEN2_MOE = SparseTarget(
     bodies=frozenset({"llama"}),
     supports=ROPE
     | {"qkv_bias", "head_dim", "window", "layer_windows", "non_silu"}
-    | {"some_layers", "leading_dense", "shared_expert", "no_shared_expert", "unnormalized_gates"},
+    | {"some_layers", "leading_dense", "shared_expert", "unnormalized_gates"},
     folds=frozenset({"norm_offset", "embedding_scale", "interleaved_rotary"}),
     experts=expert_tensors(MLP + "experts.{expert}."),
     router=MLP + "gate.weight",
@@ -67,7 +67,10 @@ QWEN2_MOE = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate",),
     refuses={
-        "transformers4": dict.fromkeys(("window", "layer_windows"), "before 5.0 the class ignores sliding windows"),
+        "transformers4": {
+            "layer_windows": "before 5.0 the class has one window for all layers",
+            "head_dim": "before 5.0 the class takes hidden_size / num_attention_heads for head_dim",
+        },
         "vllm": {"non_silu": SILU_ONLY},
         "llama.cpp": {"*": "llama.cpp never renormalises Qwen2-MoE gates and divides by a zero shared gate (NaN)"},
     },

@@ -47,7 +47,7 @@ QWEN3_MOE = SparseTarget(
     bodies=frozenset({"llama"}),
     supports=ROPE
     | {"qk_norm", "qkv_bias", "o_bias", "head_dim", "window", "non_silu"}
-    | {"some_layers", "leading_dense", "no_shared_expert", "unnormalized_gates"},
+    | {"some_layers", "leading_dense", "unnormalized_gates"},
     requires={"qk_norm": "the class normalises q and k"},
     folds=frozenset({"norm_offset", "embedding_scale", "interleaved_rotary"}),
     experts=expert_tensors(MLP + "experts.{expert}."),

@@ -66,7 +66,7 @@ class SparseTarget:
         model_type, class_name: as in config.json.
         bodies: dense bodies whose attention, norms and residuals the class computes in the same way.
         supports: features (of the decoder, or of the request: `some_layers`, `leading_dense`, `shared_expert`,
-            `no_shared_expert`, `unnormalized_gates`) that it can express; anything else is an obstacle.
+            `unnormalized_gates`) that it can express; anything else is an obstacle.
         requires: features that the class always has, each with the reason said to a model without it.
         limits: what the numbers of the sparse model must satisfy; each returns an obstacle or None.
         experts: the routed experts on disk. router: template of the router weight [E, D].
@@ -116,12 +116,12 @@ class SparseTarget:
         """
         if decoder.body not in self.bodies:
             return [f"attention, norms and residuals are those of '{decoder.family}'"]
-        known = self.supports | self.folds | {"tied", "untied"}
+        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert"}
         wanted = {**decoder.features, **request}
         found = [reason for feature, reason in wanted.items() if feature not in known]
         found += [reason for feature, reason in self.requires.items() if feature not in wanted]
         if self.shared_required and "no_shared_expert" in request:
-            found.append("the class always has a shared expert, and none was asked for")
+            found.append(f"the class always has a shared expert ({request['no_shared_expert']})")
         if shape is not None:
             found += [obstacle for limit in self.limits if (obstacle := limit(shape))]
         return list(dict.fromkeys(found))
@@ -129,7 +129,9 @@ class SparseTarget:
     def cannot_serve(self, runtime: Runtime, features: Mapping[str, str]) -> list[str]:
         """Return every reason why `runtime` can't serve what is written, given all features; [] is a yes."""
         rules = self.refuses.get(runtime, {})
-        return [why for feature, why in rules.items() if feature == "*" or feature in features]
+        too_new = runtime == "transformers4" and self.since != "4.57"
+        found = [f"the class is new in transformers {self.since}"] if too_new else []
+        return found + [why for feature, why in rules.items() if feature == "*" or feature in features]
 
 
 def common_config(decoder: Decoder) -> dict[str, Any]:

@@ -35,6 +35,7 @@ UNSUPPORTED: Mapping[str, str] = {
     "smollm3": "some of its layers have no rotary positions (no_rope_layers), which no Llama-like MoE class does",
     "exaone4": "it normalises after attention and FFN, mixes windows, and leaves rotary positions out of full layers",
     "olmo3": "it mixes sliding-window and full attention (layer_types), which FlexOlmo does not have",
+    "paligemma": "its language model attends both ways over image and prompt, which no MoE class does",
     "mllama": "it has cross-attention layers between the decoder layers, which no MoE class has",
     "m2m_100": "NllbMoe runs only experts 0 and 1 in transformers 5, so the converted model would be wrong",
     "nllb": "NllbMoe runs only experts 0 and 1 in transformers 5, so the converted model would be wrong",

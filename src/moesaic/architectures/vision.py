@@ -20,6 +20,5 @@ PERCEPTION_LM = Wrapper("perception_lm", "PerceptionLMForConditionalGeneration",
 LFM2_VL = Wrapper("lfm2_vl", "Lfm2VlForConditionalGeneration", EITHER)
 DEEPSEEK_VL = Wrapper("deepseek_vl", "DeepseekVLForConditionalGeneration", EITHER)
 JANUS = Wrapper("janus", "JanusForConditionalGeneration", EITHER)
-PALIGEMMA = Wrapper("paligemma", "PaliGemmaForConditionalGeneration", EITHER)
 IDEFICS3 = Wrapper("idefics3", "Idefics3ForConditionalGeneration", IDEFICS, not_served=HARD_CODED)
 SMOLVLM = Wrapper("smolvlm", "SmolVLMForConditionalGeneration", IDEFICS, not_served=HARD_CODED)
