@@ -1,3 +1,39 @@
-"""moesaic: turn a pretrained dense transformer into a sparse Mixture-of-Experts."""
+"""moesaic: turn a pretrained dense transformer into a sparse Mixture-of-Experts.
+
+>>> import moesaic
+>>> moesaic.MoESpec(num_experts=4).top_k
+2
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moesaic.api import Upcycled, upcycle
+    from moesaic.certify import Certificate, certify
+    from moesaic.convert import Writing
+    from moesaic.spec import Layers, MoESpec
+
+_HOMES = {
+    "Certificate": "certify",
+    "Layers": "spec",
+    "MoESpec": "spec",
+    "Upcycled": "api",
+    "Writing": "convert",
+    "certify": "certify",
+    "upcycle": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import moesaic` itself costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moesaic' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"moesaic.{_HOMES[name]}"), name)
+
+
+__all__ = ["Certificate", "Layers", "MoESpec", "Upcycled", "Writing", "certify", "upcycle"]

@@ -54,6 +54,12 @@ class Method:
         """The first line of the docstring."""
         return (inspect.getdoc(cls) or "").partition("\n")[0]
 
+    @classmethod
+    def reference(cls) -> str:
+        """The docstring's `Reference:`, on one line."""
+        _, _, tail = (inspect.getdoc(cls) or "").partition("Reference: ")
+        return " ".join(tail.partition("\nDeviates:")[0].split())
+
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as they go into moesaic.json."""
         return {item.name: getattr(self, item.name) for item in fields(self)}

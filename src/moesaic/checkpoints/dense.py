@@ -31,14 +31,16 @@ class DenseCheckpoint:
     _maps: dict[Path, mmap.mmap] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path) -> DenseCheckpoint:
+    def open(cls, folder: Path, config: dict[str, Any] | None = None) -> DenseCheckpoint:
         """Read config, index and headers; no tensor data.
+
+        Args:
+            config: taken instead of the folder's config.json.
 
         Raises:
             CheckpointError: naming every missing, damaged or contradictory file at once.
         """
-        config = read_json(folder / "config.json")
-        return cls(folder, config, _locate(folder))
+        return cls(folder, read_json(folder / "config.json") if config is None else config, _locate(folder))
 
     @cached_property
     def infos(self) -> dict[str, TensorInfo]:

@@ -56,8 +56,8 @@ class Writing:
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, bytes done since the last call, bytes in all)."""
-Finish = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
-"""Called with the written folder and its config before it is published; returns the certificate, or raises."""
+Finish = Callable[[Path, dict[str, Any], dict[str, Any]], dict[str, Any]]
+"""Called with the written folder, its config and its record before it is published; returns the certificate."""
 
 
 def convert(
@@ -94,8 +94,8 @@ def convert(
         if index := index_json(shards, plan.outputs):
             sink.write_json(*index)
         _carry_side_files(source.folder, sink.folder)
-        if finish and (certificate := finish(sink.folder, conversion.config)):
-            record["certificate"] = certificate
+        if finish:
+            record["certificate"] = finish(sink.folder, conversion.config, record)
         sink.write_json("moesaic.json", record)
         sink.write_text("README.md", model_card(conversion, record))
         sink.write_json("config.json", conversion.config)
@@ -118,6 +118,7 @@ def provenance(conversion: Conversion, hashes: dict[str, str], name: str) -> dic
         "target": conversion.match.target.model_type,
         "spec": {**asdict(conversion.shape.layer), "moe_layers": list(conversion.shape.moe_layers)},
         "experts": {"method": options.experts.name(), **options.experts.settings()},
+        "preserves_function": options.experts.preserves_function(conversion.shape.layer),
         "router": {"method": conversion.router.name(), **conversion.router.settings()},
         "seed": options.seed,
         "dtype": options.dtype,

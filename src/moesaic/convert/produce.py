@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from math import prod
 
 from moesaic.checkpoints.dense import DenseCheckpoint, torch_dtype
 from moesaic.checkpoints.encode import encode_array, encode_tensor
@@ -123,18 +122,20 @@ class Producer:
             elif isinstance(origin, Shared):
                 shared.append((place, origin))
         dense = FFN(**{m: self.source.read(rows) for m, rows in self.conversion.plan.ffns[layer].items()})
-        shared_factor, routed_factor = self.conversion.outputs.factors
         for place, whole in shared:
-            self._block(place, dense, whole, shared_factor)
+            self._block(place, dense, whole, self.conversion.outputs.factors[0])
         if not by_expert:
             return
         method = self.conversion.options.experts
-        moe = self.conversion.shape.layer
-        for i, expert in enumerate(method.experts(dense, moe, self._stream(method.name(), layer))):
-            assert expert.width == moe.expert_size, f"{method.name()} made an expert of {expert.width} neurons"
-            for place, part in by_expert.pop(i, []):
-                self._block(place, expert, part, routed_factor)
-        assert not by_expert, f"{method.name()} did not make experts {sorted(by_expert)} of layer {layer}"
+        made = method.experts(dense, self.conversion.shape.layer, self._stream(method.name(), layer))
+        for i in range(max(by_expert) + 1):
+            self._expert(next(made), by_expert.get(i, []))  # no name keeps an expert while the next one is made
+
+    def _expert(self, expert: FFN, parts: list[tuple[Place, Routed]]) -> None:
+        name, size = self.conversion.options.experts.name(), self.conversion.shape.layer.expert_size
+        assert expert.width == size, f"{name} made an expert of {expert.width} neurons, not {size}"
+        for place, part in parts:
+            self._block(place, expert, part, self.conversion.outputs.factors[1])
 
     def _block(self, place: Place, ffn: FFN, origin: Routed | Shared, factor: float) -> None:
         dtype = torch_dtype(place.dtype)
@@ -172,13 +173,3 @@ def _single_threaded() -> None:
 
 def _nothing() -> None:
     return None
-
-
-def peak_bytes(conversion: Conversion) -> int:
-    """Return an upper estimate of the anonymous memory that one worker needs: see `Producer`."""
-    moe = conversion.shape.layer
-    needs_torch = any(isinstance(p.origin, Routed | Shared | Fold) for o in conversion.plan.outputs for p in o.pieces)
-    if not needs_torch:
-        return CHUNK
-    matrices = len(next(iter(conversion.plan.ffns.values())))
-    return 4 * prod((moe.width, moe.hidden)) * matrices + CHUNK

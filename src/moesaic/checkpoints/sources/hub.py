@@ -54,6 +54,25 @@ def resolve(source: str, say: Callable[[str], None]) -> Path:
         _refuse(source, error)
 
 
+def config_file(source: str) -> Path:
+    """Return the config.json of a hub model, and nothing else of it: all that a plan needs.
+
+    Raises:
+        SourceError: if the model is unknown, gated or out of reach.
+    """
+    import huggingface_hub  # noqa: PLC0415
+
+    match = IDENTIFIER.fullmatch(source)
+    assert match is not None
+    try:
+        found = huggingface_hub.hf_hub_download(
+            match["name"], "config.json", revision=match["revision"], etag_timeout=TIMEOUT
+        )
+    except Exception as error:  # noqa: BLE001
+        _refuse(source, error)
+    return Path(found)
+
+
 def _cached(source: str, name: str, revision: str | None, error: Exception) -> Path:
     import huggingface_hub  # noqa: PLC0415
 

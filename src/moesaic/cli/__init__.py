@@ -1,0 +1,86 @@
+"""The command line. Exit codes: 0 done, 1 the input is at fault, 2 wrong usage, 3 interrupted and resumable."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from moesaic import __version__
+from moesaic.errors import MoesaicError, did_you_mean
+
+COMMANDS = {
+    "demo": "the whole path on a small real model, in minutes",
+    "plan": "what would be made: parameters, bytes, FLOPs, memory, time, advice; no weights read",
+    "upcycle": "turn a dense model into a sparse one, and certify what changed",
+    "certify": "compare a dense model with the MoE made from it",
+    "methods": "expert and router inits, with papers",
+    "architectures": "which dense models become which sparse classes",
+    "sources": "small real models that come inside packages",
+}
+
+
+def main() -> None:
+    """Run one command and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(args: list[str]) -> int:
+    """Run one command; return the exit code."""
+    name, rest = (args[0], args[1:]) if args else ("--help", [])
+    if name in ("--help", "-h", "help"):
+        print(_help())  # noqa: T201  # the command line speaks on standard output
+        return 0
+    if name in ("--version", "version"):
+        print(f"moesaic {__version__}")  # noqa: T201
+        return 0
+    if name not in COMMANDS:
+        return _fail(2, f"moesaic: no command '{name}'.{did_you_mean(name, COMMANDS)} `moesaic --help` lists them.")
+    return _guarded(name, rest)
+
+
+def _guarded(name: str, rest: list[str]) -> int:
+    """Run a command; every fault of the user or the input becomes one message and its exit code."""
+    from moesaic.cli import commands, options  # noqa: PLC0415  # help must not wait for them
+
+    command: Callable[[list[str]], None] = getattr(commands, name)
+    try:
+        command(rest)
+    except (options.UsageError, ValueError) as error:
+        if isinstance(error, ValueError) and not _of_options(error):
+            raise
+        return _fail(2, str(error))
+    except MoesaicError as error:
+        return _fail(1, str(error))
+    except KeyboardInterrupt:
+        return _fail(3, "Interrupted. What is written is kept; repeat the command with --resume.")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    return 0
+
+
+def _of_options(error: ValueError) -> bool:
+    """Whether a ValueError was raised by the checks of an options record, whose messages are meant for the user."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in ("moesaic.spec", "moesaic.method")
+
+
+def _fail(code: int, message: str) -> int:
+    print(message, file=sys.stderr)  # noqa: T201
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(
+        [
+            "moesaic: turn a pretrained dense transformer into a sparse Mixture-of-Experts.",
+            "",
+            "moesaic COMMAND [options]; `moesaic COMMAND --help` explains each:",
+            *lines,
+            "",
+            "Exit codes: 0 done, 1 the input is at fault, 2 wrong usage, 3 interrupted and resumable.",
+        ]
+    )

@@ -1,0 +1,153 @@
+"""What each command does: parse, call, print."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import tyro
+
+from moesaic.cli import show
+from moesaic.cli.options import CertifyOptions, DemoOptions, PlanOptions, UpcycleOptions, parse
+from moesaic.convert import Options
+from moesaic.method import Method, registry
+
+
+def plan(args: list[str]) -> None:
+    """Show what would be made."""
+    options, experts, router = parse("plan", PlanOptions, args)
+    _plan(options.source, options.conversion(experts, router), options.tokens, options.dense_tokens, options.json)
+
+
+def _plan(source: str, options: Options, tokens: float | None, dense_tokens: float | None, as_json: bool) -> None:
+    from moesaic.estimate import advice, disk_rate, estimate  # noqa: PLC0415
+    from moesaic.planning import planned  # noqa: PLC0415
+
+    conversion = planned(source, options, say=show.say)
+    figures = estimate(conversion, disk_rate())
+    hints = advice(conversion, tokens, dense_tokens)
+    if as_json:
+        _print_json({**figures.to_json(), "advice": [{"text": hint.text, "source": hint.source} for hint in hints]})
+        return
+    for title, rows in figures.tables():
+        show.table(title, rows)
+    show.table("Advice from published results", [(hint.text, hint.source) for hint in hints], ("what", "source"))
+
+
+def upcycle(args: list[str]) -> None:
+    """Convert, then certify."""
+    options, experts, router = parse("upcycle", UpcycleOptions, args)
+    chosen, writing = options.conversion(experts, router), options.writing()
+    if options.dry_run:
+        _plan(options.source, chosen, None, None, options.json)
+        return
+    from moesaic.api import upcycled  # noqa: PLC0415  # a plan must not wait for it
+
+    with show.bars() as bars:
+        made = upcycled(
+            options.source,
+            options.out,
+            chosen,
+            writing,
+            certify=not options.no_certify,
+            data=options.data,
+            say=show.say,
+            progress=bars,
+        )
+    if options.json:
+        certificate = made.certificate.to_json() if made.certificate else None
+        _print_json({"folder": str(made.folder), "target": made.target, "certificate": certificate})
+        return
+    if made.certificate:
+        show.table("Certificate: dense against MoE", made.certificate.rows())
+    show.OUT.print(f"Wrote {made.folder}: a {made.target} model that loads with transformers' from_pretrained.")
+
+
+def certify(args: list[str]) -> None:
+    """Make the certificate alone."""
+    options = tyro.cli(CertifyOptions, prog="moesaic certify", args=args)
+    from moesaic.certify import certify as run  # noqa: PLC0415  # help must not wait for it
+    from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
+
+    dense = resolve(options.dense, progress=show.say)
+    with show.bars() as bars:
+        found = run(
+            dense,
+            options.moe,
+            data=options.data,
+            max_tokens=options.max_tokens,
+            progress=lambda done, total: bars("certify", done, total),
+        )
+    if options.json:
+        _print_json(found.to_json())
+    else:
+        show.table("Certificate: dense against MoE", found.rows())
+
+
+def demo(args: list[str]) -> None:
+    """Run the whole path on SmolLM2-135M."""
+    options = tyro.cli(DemoOptions, prog="moesaic demo", args=args)
+    from moesaic.demo import run  # noqa: PLC0415  # help must not wait for it
+
+    with show.bars() as bars:
+        result = run(options.out, overwrite=options.overwrite, say=show.say, progress=bars)
+    show.table("Certificate: dense against MoE, step 0", result.certificate.rows())
+    show.table("The same prompts", result.answers, ("prompt", "dense", "MoE"))
+    show.OUT.print(f"Wrote {result.folder}: load it with transformers' AutoModelForCausalLM.from_pretrained.")
+
+
+def methods(args: list[str]) -> None:
+    """List expert and router inits."""
+    tyro.cli(_NoOptions, prog="moesaic methods", args=args)
+    from moesaic.experts.base import ExpertInit  # noqa: PLC0415
+    from moesaic.routers.base import RouterInit  # noqa: PLC0415
+
+    kinds: list[tuple[str, dict[str, type[Method]]]] = [
+        ("Expert inits (--experts)", {**registry("moesaic.experts", ExpertInit)}),
+        ("Router inits (--router)", {**registry("moesaic.routers", RouterInit)}),
+    ]
+    for title, found in kinds:
+        rows = [(name, cls.summary(), cls.reference(), _fields(cls)) for name, cls in found.items()]
+        show.table(title, rows, ("name", "makes", "reference", "fields"))
+
+
+def architectures(args: list[str]) -> None:
+    """List dense families, their sparse targets, and composites."""
+    tyro.cli(_NoOptions, prog="moesaic architectures", args=args)
+    from moesaic.architectures import DenseFamily, SparseTarget, Wrapper, records  # noqa: PLC0415
+
+    families = records(DenseFamily).values()
+    show.table("Dense families", [(f.model_type, ", ".join(f.targets)) for f in families], ("dense", "sparse targets"))
+    targets = [(t.model_type, t.class_name, t.since, _kinds(t)) for t in records(SparseTarget).values()]
+    show.table("Sparse targets", targets, ("target", "class", "transformers", "expresses"))
+    wrappers = [(w.model_type, w.class_name) for w in records(Wrapper).values()]
+    show.table("Composites whose text part is upcycled", wrappers, ("model", "class"))
+
+
+def sources(args: list[str]) -> None:
+    """List the small real models."""
+    tyro.cli(_NoOptions, prog="moesaic sources", args=args)
+    from moesaic.checkpoints.sources import listing  # noqa: PLC0415
+
+    rows = [(r.name, r.what, r.licence, f"{r.megabytes} MB", "cached" if r.cached else "") for r in listing()]
+    show.table("Small real models inside packages", rows, ("name", "what", "licence", "download", ""))
+
+
+class _NoOptions:
+    """Takes no options."""
+
+
+def _kinds(target: Any) -> str:
+    words = {"some_layers": "any layers", "leading_dense": "leading dense layers"}
+    found = [text for feature, text in words.items() if feature in target.supports][:1] or ["all layers"]
+    if target.shared:
+        found.append("shared expert" + (" (always)" if target.shared_required else ""))
+    return ", ".join(found)
+
+
+def _fields(cls: type[Method]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in cls().settings().items())
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))  # noqa: T201

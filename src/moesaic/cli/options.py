@@ -1,0 +1,186 @@
+"""The options of each command, as dataclasses; tyro makes the flags and the help from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from moesaic.architectures.sparse import Runtime
+from moesaic.convert import Options, Writing
+from moesaic.errors import did_you_mean
+from moesaic.experts.base import ExpertInit
+from moesaic.method import Method, registry
+from moesaic.routers.base import RouterInit
+from moesaic.spec import Layers, MoESpec
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+class UsageError(Exception):
+    """The command line itself is wrong; exit code 2."""
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """Options that plan and upcycle share."""
+
+    num_experts: int = 8
+    """Routed experts in each MoE layer."""
+    top_k: int = 2
+    """Routed experts for each token."""
+    expert_size: int | None = None
+    """Width of one expert in neurons; the expert init's natural size if left out."""
+    shared_expert: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Put an always-on expert beside the routed ones (the default of residual methods such as spri)."""
+    no_shared_expert: tyro.conf.FlagCreatePairsOff[bool] = False
+    """No shared expert."""
+    layers: str = "all"
+    """Which layers become MoE: all, every:N, first:N, last:N, or a list such as 3,7,11."""
+    target: str | None = None
+    """Model type of the sparse class; the preferred one that expresses the model exactly if left out."""
+    runtime: Annotated[Runtime, tyro.conf.arg(name="for")] = "transformers"
+    """What shall serve the model; targets that would be wrong or not load there are refused."""
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Cast all weights; kept as they are if left out."""
+    untie: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write the output head although it is tied to the embedding (SGLang and llama.cpp's GLM4 need it)."""
+    seed: int = 0
+    """Of all randomness."""
+
+    def conversion(self, experts: ExpertInit, router: RouterInit | None) -> Options:
+        """Return what these options and methods ask for."""
+        if self.shared_expert and self.no_shared_expert:
+            raise UsageError("--shared-expert and --no-shared-expert exclude each other. Got both. Leave one out.")
+        shared = True if self.shared_expert else False if self.no_shared_expert else None
+        spec = MoESpec(self.num_experts, self.top_k, self.expert_size, shared, layers=Layers(self.layers))
+        dtype = DTYPES[self.dtype] if self.dtype else None
+        return Options(spec, experts, router, self.target, self.runtime, dtype, self.untie, self.seed)
+
+
+@dataclass(frozen=True)
+class PlanOptions(Sparsity):
+    """Show what would be made: classes, parameters, bytes, FLOPs, memory, time, advice. No weights are read."""
+
+    source: tyro.conf.Positional[str] = tyro.MISSING
+    """A model folder, a config.json alone, a hub id, a GGUF file, or a name of `moesaic sources`."""
+    tokens: float | None = None
+    """Tokens you can train on; sharpens the advice."""
+    dense_tokens: float | None = None
+    """Tokens the dense model was trained on; sharpens the advice."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of tables."""
+
+
+@dataclass(frozen=True)
+class UpcycleOptions(Sparsity):
+    """Turn a dense model into a sparse one, and certify what changed."""
+
+    source: tyro.conf.Positional[str] = tyro.MISSING
+    """A model folder, a hub id, a GGUF file, or a name of `moesaic sources`."""
+    out: tyro.conf.Positional[Path] = tyro.MISSING
+    """The folder to make."""
+    data: Path | None = None
+    """A text file to certify on; built-in passages if left out."""
+    no_certify: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Leave the certificate out."""
+    max_shard_size: str = "5GB"
+    """No shard is larger; a number with B, KB, MB, GB or TB (powers of 1000)."""
+    workers: int | None = None
+    """Threads; one per core, at most 8, if left out."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Continue an interrupted conversion; it ends in the same bytes."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace a folder that moesaic made."""
+    durable: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Force all bytes to the disk before the folder gets its name."""
+    dry_run: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Plan and check, but write nothing."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of tables."""
+
+    def writing(self) -> Writing:
+        """Return how to write."""
+        return Writing(size(self.max_shard_size), self.workers, self.resume, self.overwrite, self.durable)
+
+
+@dataclass(frozen=True)
+class CertifyOptions:
+    """Compare a dense model with the MoE made from it, on text."""
+
+    dense: tyro.conf.Positional[str] = tyro.MISSING
+    """The dense model: folder, hub id, GGUF file or name."""
+    moe: tyro.conf.Positional[Path] = tyro.MISSING
+    """The folder that moesaic made from it."""
+    data: Path | None = None
+    """A text file; built-in passages if left out."""
+    max_tokens: int = 1024
+    """Tokens compared in all."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print JSON instead of tables."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Upcycle SmolLM2-135M, certify it, and let dense and MoE answer the same prompts."""
+
+    out: tyro.conf.Positional[Path] = Path("moesaic-demo")
+    """The folder to make."""
+    overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Replace the demo's earlier folder."""
+
+
+def size(text: str) -> int:
+    """Return a number of bytes written with a unit.
+
+    >>> size("200MB")
+    200000000
+    """
+    units = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
+    unit = next((u for u in units if text.upper().endswith(u)), "")
+    number = text[: len(text) - len(unit)]
+    if not number.isascii() or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+        raise UsageError(f"--max-shard-size: it must be a number with a unit, such as 5GB or 200MB. Got '{text}'.")
+    return int(float(number) * (units[unit] if unit else 1))
+
+
+def parse(command: str, options: type[Sparsity], args: list[str]) -> tuple[Any, ExpertInit, RouterInit | None]:
+    """Parse a command that takes methods: `--experts spri --experts.rho 1e-3`.
+
+    The names are read first, so that the parser (and its help) has exactly the chosen methods' fields.
+    """
+    args, experts = _named(args, "--experts", "spri", registry("moesaic.experts", ExpertInit))
+    args, router = _named(args, "--router", None, registry("moesaic.routers", RouterInit))
+    fields: list[Any] = [("experts", experts, dataclasses.field(default_factory=experts))]
+    if router:
+        fields.append(("router", router, dataclasses.field(default_factory=router)))
+    full = dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True)
+    full.__doc__ = (options.__doc__ or "") + (
+        "\n\n--experts METHOD and --router METHOD choose the inits (`moesaic methods` lists them); "
+        "their fields follow as --experts.FIELD and --router.FIELD."
+    )
+    parsed: Any = tyro.cli(full, prog=f"moesaic {command}", args=args)
+    return parsed, parsed.experts, getattr(parsed, "router", None)
+
+
+def _named(args: list[str], flag: str, default: str | None, known: dict[str, type[Any]]) -> tuple[list[str], Any]:
+    """Take `flag NAME` out of the arguments; return what is left and the method of that name."""
+    rest: list[str] = []
+    name = default
+    words = iter(args)
+    for word in words:
+        if word == flag:
+            name = next(words, "")
+        elif word.startswith(flag + "="):
+            name = word.partition("=")[2]
+        else:
+            rest.append(word)
+    if name is None:
+        return rest, None
+    if name not in known:
+        raise UsageError(f"{flag}: it must be one of {', '.join(known)}. Got '{name}'.{did_you_mean(name, known)}")
+    method: type[Method] = known[name]
+    return rest, method

@@ -1,0 +1,59 @@
+"""Tables and progress bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+OUT = Console(highlight=False)
+ERR = Console(stderr=True, highlight=False)
+STAGES = {"check": "checking the source", "write": "writing the MoE", "certify": "certifying"}
+
+
+def table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> None:
+    """Print rows as a table; text is shown as it is, never read as markup."""
+    columns = list(rows)
+    made = Table(
+        title=title, title_justify="left", title_style="bold", show_header=bool(header), box=None, pad_edge=False
+    )
+    for name in header or [""] * max(map(len, columns), default=1):
+        made.add_column(name, overflow="fold")
+    for row in columns:
+        made.add_row(*(_plain(cell) for cell in row))
+    OUT.print(made)
+    OUT.print()
+
+
+def say(text: str) -> None:
+    """Print a line to standard error, where it can't disturb JSON."""
+    ERR.print(_plain(text))
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show one progress bar per stage on standard error, while the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=ERR) as progress:
+        yield Bars(progress)
+
+
+class Bars:
+    """One bar per stage, made when the stage first reports."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Advance a stage by `done` of `total`."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(STAGES.get(stage, stage), total=total)
+        self._progress.advance(self._tasks[stage], done)
