@@ -45,8 +45,11 @@ class ResidualInit(ExpertInit, ABC):
     def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
         copy = dense.map(lambda name, t: torch.zeros_like(t) if name in self._silent() else t)
         weight = dict(dense.matrices())[self.placement]
-        for correction in self.corrections(weight, layer, stream):
-            yield copy.replace(**{self.placement: correction})
+
+        def place(correction: torch.Tensor) -> FFN:
+            return copy.replace(**{self.placement: correction})
+
+        yield from map(place, self.corrections(weight, layer, stream))  # map keeps no expert alive, a loop would
 
     @abstractmethod
     def corrections(self, weight: torch.Tensor, layer: LayerSpec, stream: Stream) -> Iterator[torch.Tensor]:

@@ -62,3 +62,4 @@ class Spri(ResidualInit):
             first = group * layer.top_k
             for expert in range(first, min(first + layer.top_k, layer.num_experts)):
                 yield noisy(block, eps_std, stream.child(expert, self.placement))
+            del block  # before the next one is made
