@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moesaic.api import Progress, upcycled
 from moesaic.certify import Certificate
@@ -50,12 +51,12 @@ def _answers(folder: Path, stage: str, progress: Progress) -> list[str]:
     """Return the greedy continuation of every prompt."""
     import transformers  # noqa: PLC0415  # seconds of import, needed here only
 
-    model = load(folder, read_json(folder / "config.json"), torch.float32)
+    model: Any = load(folder, read_json(folder / "config.json"), torch.float32)  # generate() has no usable type
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     answers: list[str] = []
     for prompt in PROMPTS:
-        inputs = tokenizer(prompt, return_tensors="pt")
-        ids = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False, pad_token_id=tokenizer.eos_token_id)
-        answers.append(tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+        ids_1T = tokenizer(prompt, return_tensors="pt")["input_ids"]
+        longer = model.generate(input_ids=ids_1T, max_new_tokens=NEW_TOKENS, do_sample=False)
+        answers.append(str(tokenizer.decode(longer[0, ids_1T.shape[1] :], skip_special_tokens=True)).strip())
         progress(stage, 1, len(PROMPTS))
     return answers

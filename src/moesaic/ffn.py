@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import get_args
 
 from moesaic.lazy import torch
+from moesaic.shapes import Matrix
 
-Matrix = Literal["gate", "up", "down", "gate_bias", "up_bias", "down_bias"]
 MATRICES: frozenset[Matrix] = frozenset(get_args(Matrix))
 NEURON_AXIS: dict[str, int] = {"gate": 0, "up": 0, "down": 1, "gate_bias": 0, "up_bias": 0}
 """Which axis counts neurons; `down_bias` has none, it belongs to the block as a whole."""

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from moesaic.errors import PlanError, listing
-from moesaic.ffn import Matrix
+from moesaic.shapes import Matrix
 
 ITEM_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,

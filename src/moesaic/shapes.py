@@ -1,4 +1,4 @@
-"""Dimension letters used in names, shapes and docstrings, and the tensor types built from them.
+"""The names that all of moesaic shares: dimension letters, and the matrices of an FFN.
 
 | letter | what |
 |---|---|
@@ -11,12 +11,12 @@
 | L | layers |
 | V | vocabulary |
 
-A suffix on a variable gives its shape: `x_TD`, `ids_TK`, `router_ED`. The types are checked at run time only under
-pytest (jaxtyping's import hook).
+A suffix on a variable gives its shape: `x_TD`, `ids_TK`, `router_ED`.
 """
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
+from typing import Literal
 
-__all__ = ["Bool", "Float", "Int"]
+Matrix = Literal["gate", "up", "down", "gate_bias", "up_bias", "down_bias"]
+"""The weights and biases of a feed-forward block; a plain block has no gate."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from moesaic.architectures.dense import Decoder
-from moesaic.ffn import Matrix
+from moesaic.shapes import Matrix
 from moesaic.spec import ModelShape
 
 Runtime = Literal["transformers", "transformers4", "vllm", "llama.cpp"]

@@ -149,6 +149,7 @@ def _shape(found: Match, options: Options) -> ModelShape:
         expert_size=spec.expert_size or options.experts.expert_size(decoder.width, spec.num_experts),
         shared_expert=shared,
         normalize_gates=spec.normalize_gates,
+        gated=any(part.role == "gate" for item in found.family.tensors(decoder) for part in item.parts),
     )
     return ModelShape(layer, _layers(decoder, spec), decoder.num_layers)
 

@@ -10,8 +10,8 @@ from moesaic.architectures.dense import LLAMA_TABLE, Decoder, Part, Stored
 from moesaic.architectures.match import Match
 from moesaic.architectures.sparse import Constant, ExpertTensor
 from moesaic.experts.base import ExpertInit
-from moesaic.ffn import Matrix
 from moesaic.plan import FLOATS, Copy, Fill, Fold, Output, Piece, Plan, Routed, Router, Rows, Shared, TensorInfo
+from moesaic.shapes import Matrix
 from moesaic.spec import ModelShape
 
 FFN_ROLES: tuple[Matrix, ...] = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")

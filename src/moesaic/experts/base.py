@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from moesaic.ffn import FFN, Matrix
+from moesaic.ffn import FFN
 from moesaic.method import Method
 from moesaic.seeds import Stream
+from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
 
 

@@ -8,10 +8,11 @@ from typing import Literal
 
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.draws import noisy, normal_like, redrawn, subset, wide
-from moesaic.ffn import FFN, NEURON_AXIS, Matrix
+from moesaic.ffn import FFN, NEURON_AXIS
 from moesaic.lazy import torch
 from moesaic.method import number
 from moesaic.seeds import Stream
+from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
 
 USED = {

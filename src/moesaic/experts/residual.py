@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from moesaic.experts.base import ExpertInit
-from moesaic.ffn import FFN, MATRICES, Matrix
+from moesaic.ffn import FFN, MATRICES
 from moesaic.lazy import torch
 from moesaic.seeds import Stream
+from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesaic.experts.base import ExpertInit
-from moesaic.ffn import FFN, MATRICES, Matrix
+from moesaic.ffn import FFN, MATRICES
 from moesaic.seeds import Stream
+from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
 
 

@@ -9,10 +9,11 @@ from typing import Literal
 
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.draws import wide
-from moesaic.ffn import FFN, Matrix
+from moesaic.ffn import FFN
 from moesaic.lazy import torch
 from moesaic.method import number
 from moesaic.seeds import Stream
+from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
 
 
