@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import tyro
@@ -133,8 +134,9 @@ def sources(args: list[str]) -> None:
     show.table("Small real models inside packages", rows, ("name", "what", "licence", "download", ""))
 
 
+@dataclass(frozen=True)
 class _NoOptions:
-    """Takes no options."""
+    """List what there is; takes no options."""
 
 
 def _kinds(target: Any) -> str:

@@ -65,7 +65,7 @@ class Sparsity:
 class PlanOptions(Sparsity):
     """Show what would be made: classes, parameters, bytes, FLOPs, memory, time, advice. No weights are read."""
 
-    source: tyro.conf.Positional[str] = tyro.MISSING
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")] = tyro.MISSING
     """A model folder, a config.json alone, a hub id, a GGUF file, or a name of `moesaic sources`."""
     tokens: float | None = None
     """Tokens you can train on; sharpens the advice."""
@@ -79,9 +79,9 @@ class PlanOptions(Sparsity):
 class UpcycleOptions(Sparsity):
     """Turn a dense model into a sparse one, and certify what changed."""
 
-    source: tyro.conf.Positional[str] = tyro.MISSING
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")] = tyro.MISSING
     """A model folder, a hub id, a GGUF file, or a name of `moesaic sources`."""
-    out: tyro.conf.Positional[Path] = tyro.MISSING
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")] = tyro.MISSING
     """The folder to make."""
     data: Path | None = None
     """A text file to certify on; built-in passages if left out."""
@@ -111,9 +111,9 @@ class UpcycleOptions(Sparsity):
 class CertifyOptions:
     """Compare a dense model with the MoE made from it, on text."""
 
-    dense: tyro.conf.Positional[str] = tyro.MISSING
+    dense: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DENSE")] = tyro.MISSING
     """The dense model: folder, hub id, GGUF file or name."""
-    moe: tyro.conf.Positional[Path] = tyro.MISSING
+    moe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MOE")] = tyro.MISSING
     """The folder that moesaic made from it."""
     data: Path | None = None
     """A text file; built-in passages if left out."""
@@ -127,7 +127,7 @@ class CertifyOptions:
 class DemoOptions:
     """Upcycle SmolLM2-135M, certify it, and let dense and MoE answer the same prompts."""
 
-    out: tyro.conf.Positional[Path] = Path("moesaic-demo")
+    out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")] = Path("moesaic-demo")
     """The folder to make."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace the demo's earlier folder."""
