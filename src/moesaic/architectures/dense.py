@@ -271,11 +271,23 @@ def mlp_bias_features(config: Config, key: str = "mlp_bias") -> dict[str, str]:
     return {"mlp_bias": f"{key} = true"} if config.flag(key, default=False) else {}
 
 
+def window(config: Config, *, absent: int | None = None) -> int | None:
+    """Return the sliding window in tokens; one that no permitted position can leave is none.
+
+    Args:
+        absent: the class's default where the key is absent; an explicit null is no window.
+    """
+    if config.nullable("sliding_window", absent) is None:
+        return None
+    size = config.size("sliding_window", absent)
+    return None if size >= config.size("max_position_embeddings", size + 1) else size
+
+
 def window_features(windows: tuple[int | None, ...]) -> dict[str, str]:
     """Return the features of a model's sliding windows: none, the same everywhere, or a mix."""
     kinds = set(windows)
     if kinds <= {None}:
         return {}
     if len(kinds) == 1:
-        return {"window": f"sliding window of {windows[0]} tokens in every layer"}
-    return {"layer_windows": "sliding window in some layers only (layer_types)"}
+        return {"window": f"sliding_window = {windows[0]} in every layer"}
+    return {"layer_windows": "a sliding window in some layers only (layer_types)"}

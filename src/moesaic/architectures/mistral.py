@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama_like, window_features
+from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama_like, window, window_features
 
 
 def read(config: Config) -> Decoder:
     """Read a MistralConfig; its window holds in every layer, and only an explicit null switches it off."""
-    windows = (config.nullable("sliding_window", absent=4096),) * config.size("num_hidden_layers")
+    windows = (window(config, absent=4096),) * config.size("num_hidden_layers")
     return llama_like(config, "mistral", features=window_features(windows), windows=windows)
 
 

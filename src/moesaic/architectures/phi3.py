@@ -13,6 +13,7 @@ from moesaic.architectures.dense import (
     edited,
     llama_like,
     rope_parameters,
+    window,
     window_features,
 )
 
@@ -30,7 +31,7 @@ def rotary(config: Config) -> dict[str, Any]:
 
 def read(config: Config) -> Decoder:
     """Read a Phi3Config."""
-    windows = (config.get("sliding_window"),) * config.size("num_hidden_layers")
+    windows = (window(config),) * config.size("num_hidden_layers")
     features = window_features(windows)
     return llama_like(config, "phi3", norm_eps=1e-5, features=features, windows=windows, rope=rotary(config))
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama_like, window_features
+from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, llama_like, window, window_features
 
 
 def layer_windows(config: Config) -> tuple[int | None, ...]:
     """Return each layer's window as Qwen2 and Qwen3 define it: `layer_types`, else `max_window_layers`."""
     layers = config.size("num_hidden_layers")
     used = config.flag("use_sliding_window", default=False)
-    window = config.nullable("sliding_window", absent=4096) if used else None
+    size = window(config, absent=4096) if used else None
     first = config.get("max_window_layers", 28)
     types = config.get("layer_types")
     if isinstance(types, list) and len(types) == layers:
-        return tuple(window if kind == "sliding_attention" else None for kind in types)
-    return tuple(window if i >= first else None for i in range(layers))
+        return tuple(size if kind == "sliding_attention" else None for kind in types)
+    return tuple(size if i >= first else None for i in range(layers))
 
 
 def read(config: Config) -> Decoder:
