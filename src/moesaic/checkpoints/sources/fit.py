@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ def check_fit(subject: str, config: Mapping[str, Any], tensors: Iterable[Tensor]
     with _silence():
         _, info = model_class.from_pretrained(
             None,
-            config=model_class.config_class(**config),
+            config=model_class.config_class(**deepcopy(config)),  # the class writes into what it is given
             state_dict={tensor.name: torch.empty(tensor.shape, device="meta") for tensor in tensors},
             device_map="meta",
             ignore_mismatched_sizes=True,

@@ -36,7 +36,7 @@ def _scaling(file: GGUFFile, theta: float, head_dim: int) -> dict[str, Any] | No
     if "rope_freqs.weight" in file.tensors:
         return _llama3(file, theta, head_dim)
     if "rope_factors_long.weight" in file.tensors:
-        return {"rope_type": "longrope"} | {
+        return {"type": "longrope"} | {  # the one form that all versions of Phi3Config read
             f"{span}_factor": [decimal(value) for value in file.tensors[f"rope_factors_{span}.weight"].data]
             for span in ("short", "long")
         }
