@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -44,3 +45,18 @@ def make_ffn() -> Callable[..., FFN]:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def pico_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny random Llama in float32, cut so that a shard boundary splits a layer."""
+    import transformers  # seconds of import, for those suites only that need a model
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, architectures=["LlamaForCausalLM"],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("pico") / "llama"
+    transformers.LlamaForCausalLM(config).save_pretrained(folder, max_shard_size="200KB")
+    return folder
