@@ -50,7 +50,7 @@ def make_ffn() -> Callable[..., FFN]:
 @pytest.fixture(scope="session")
 def pico_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a tiny random Llama in float32, cut so that a shard boundary splits a layer."""
-    import transformers  # seconds of import, for those suites only that need a model
+    import transformers  # noqa: PLC0415  # seconds of import, for those suites only that need a model
 
     torch.manual_seed(0)
     config = transformers.LlamaConfig(

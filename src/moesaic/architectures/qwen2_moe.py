@@ -57,8 +57,9 @@ QWEN2_MOE = SparseTarget(
     shared=expert_tensors(MLP + "shared_expert."),
     shared_gate=0.5,
     constants=(
-        # The gate's sigmoid is 0.5 at zero; without a shared expert its tensors are omitted, never zero-sized.
-        Constant(MLP + "shared_expert_gate.weight", "1D", when="shared_expert"),
+        # Its sigmoid is 0.5 at zero. The class has it even without a shared expert, whose own tensors are then omitted:
+        # no reader takes tensors of size zero.
+        Constant(MLP + "shared_expert_gate.weight", "1D"),
         # vLLM's class has these biases whatever qkv_bias says, and computes NaN without them.
         Constant(ATTENTION + "q_proj.bias", "Q", scope="layer", unless="qkv_bias"),
         Constant(ATTENTION + "k_proj.bias", "K", scope="layer", unless="qkv_bias"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ def load(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrai
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    settings = transformers.AutoConfig.for_model(**config)
+    settings = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # it writes into what it is given
     cls = getattr(transformers, config["architectures"][0], None)
     if cls is None:
         raise CertificateError(
