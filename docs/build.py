@@ -1,4 +1,4 @@
-"""Writes docs/methods.md and docs/architectures.md from the code. `python docs/build.py`"""
+"""Write docs/methods.md and docs/architectures.md from the code: run it after adding a method or a class."""
 
 from __future__ import annotations
 

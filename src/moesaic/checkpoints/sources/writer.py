@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moesaic.checkpoints.header import encode_header
+from moesaic.checkpoints.layout import BLOCK
 from moesaic.lazy import np
+from moesaic.plan import TensorInfo
 
 SHARD_BYTES = 2 * 10**9
-ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Tensor:
     load: Callable[[], np.ndarray[Any, Any]]
 
     @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+    def info(self) -> TensorInfo:
+        return TensorInfo(self.dtype, self.shape)
 
 
 def write_model(folder: Path, config: Mapping[str, Any], tensors: Iterable[Tensor]) -> None:
@@ -38,7 +39,7 @@ def write_model(folder: Path, config: Mapping[str, Any], tensors: Iterable[Tenso
         _write_file(folder / name, shard)
         weight_map |= dict.fromkeys((tensor.name for tensor in shard), name)
     if len(shards) > 1:
-        total = sum(tensor.nbytes for shard in shards for tensor in shard)
+        total = sum(tensor.info.nbytes for shard in shards for tensor in shard)
         write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map}
         )
@@ -54,26 +55,23 @@ def _shards(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
     shard: list[Tensor] = []
     size = 0
     for tensor in tensors:
-        if shard and size + tensor.nbytes > SHARD_BYTES:
+        if shard and size + tensor.info.nbytes > SHARD_BYTES:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
-        size += tensor.nbytes
+        size += tensor.info.nbytes
     yield shard
 
 
 def _write_file(path: Path, tensors: list[Tensor]) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, tuple[TensorInfo, int]] = {}
     offset = 0
     for tensor in tensors:
-        span = [offset, offset + tensor.nbytes]
-        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": span}
-        offset = span[1]
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the format wants the data aligned to 8 bytes
+        header[tensor.name] = (tensor.info, offset)
+        offset += tensor.info.nbytes
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(encode_header(header, residue=0, block=BLOCK))
         for tensor in tensors:
             data = np.ascontiguousarray(tensor.load())
-            assert data.nbytes == tensor.nbytes, tensor.name
+            assert data.nbytes == tensor.info.nbytes, tensor.name
             file.write(data.view(np.uint8).data)
