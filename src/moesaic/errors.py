@@ -6,6 +6,7 @@ Message form: `<object>: <what> must <rule>. Got <value> [in <tensor or file>]. 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
 
@@ -45,6 +46,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{near[0]}'?" if near else ""
+
+
+def brief(value: object) -> str:
+    """Return the value as Python writes it, cut where it would fill the screen.
+
+    >>> brief(list(range(1000)))
+    '[0, 1, 2, 3, 4, 5, ...]'
+    """
+    form = reprlib.Repr()
+    form.maxstring = form.maxother = 80
+    return form.repr(value)
 
 
 def listing(problems: Iterable[str], limit: int = 20) -> str:

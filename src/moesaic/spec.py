@@ -58,12 +58,16 @@ class Layers:
         return tuple(range(n)) if word == "first" else tuple(range(num_layers - n, num_layers))
 
 
+MAX_EXPERTS = 10_000
+"""Per layer. Beyond it lies no known model, and the names of the tensors alone would fill the memory."""
+
+
 @dataclass(frozen=True)
 class MoESpec:
     """The sparse model a user asks for; validates itself.
 
     Args:
-        num_experts: routed experts per MoE layer, E >= 2.
+        num_experts: routed experts per MoE layer, 2 <= E <= 10,000.
         top_k: routed experts per token, 1 <= K <= E.
         expert_size: width of one routed expert in neurons; None lets the expert init choose (its natural size).
         shared_expert: an always-on expert beside the routed ones; None lets the expert init choose.
@@ -79,8 +83,8 @@ class MoESpec:
     layers: Layers = field(default_factory=Layers)
 
     def __post_init__(self) -> None:
-        if self.num_experts < 2:
-            raise ValueError(f"num_experts: a MoE must have at least 2 experts. Got {self.num_experts}.")
+        if not 2 <= self.num_experts <= MAX_EXPERTS:
+            raise ValueError(f"num_experts: a MoE must have 2 to {MAX_EXPERTS} experts. Got {self.num_experts}.")
         if not 1 <= self.top_k <= self.num_experts:
             raise ValueError(f"top_k: it must lie between 1 and num_experts = {self.num_experts}. Got {self.top_k}.")
         if self.expert_size is not None and self.expert_size < 1:

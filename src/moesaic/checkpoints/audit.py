@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -31,9 +32,16 @@ def audit(checkpoint: DenseCheckpoint, workers: int, progress: Callable[[int], N
     for name, place in checkpoint.tensors.items():
         by_file[place.file].append((name, place))
     bad: list[str] = []
+    stop = threading.Event()
+
+    def one(file: Path) -> str:
+        return _audit_file(file, by_file[file], bad, progress, stop)
+
     with ThreadPoolExecutor(workers) as pool:
-        jobs = {file.name: pool.submit(_audit_file, file, places, bad, progress) for file, places in by_file.items()}
-        digests = {name: job.result() for name, job in jobs.items()}
+        try:
+            digests = dict(zip((file.name for file in by_file), pool.map(one, by_file), strict=True))
+        finally:
+            stop.set()  # a user who interrupts must not wait for terabytes
     if bad:
         raise CheckpointError(
             f"{checkpoint.folder}: weights must be finite. Got NaN or infinity; repair or retrain the dense model:\n"
@@ -42,15 +50,21 @@ def audit(checkpoint: DenseCheckpoint, workers: int, progress: Callable[[int], N
     return digests
 
 
-def _audit_file(file: Path, places: list[tuple[str, Located]], bad: list[str], progress: Callable[[int], None]) -> str:
+def _audit_file(
+    file: Path,
+    places: list[tuple[str, Located]],
+    bad: list[str],
+    progress: Callable[[int], None],
+    stop: threading.Event,
+) -> str:
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(CHUNK))
-    with file.open("rb", buffering=0) as stream:
+    with file.open("rb") as stream:
         for name, place, nbytes in _runs(file, places):
             left, finite = nbytes, True
-            while left:
+            while left and not stop.is_set():
                 got = stream.readinto(buffer[: min(CHUNK, left)])
-                if not got:
+                if got < min(CHUNK, left):
                     raise CheckpointError(f"{file.name}: the file must not change while it is read. It became shorter.")
                 digest.update(buffer[:got])
                 finite = finite and (place is None or _finite(buffer[:got], place.info.dtype))

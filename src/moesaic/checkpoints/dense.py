@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.checkpoints.header import Located, read_header
-from moesaic.errors import CheckpointError, listing
+from moesaic.checkpoints.strict_json import parse_json
+from moesaic.errors import CheckpointError, brief, listing
 from moesaic.lazy import torch
 from moesaic.plan import FLOATS, Rows, TensorInfo
 
@@ -91,13 +91,13 @@ def read_json(file: Path) -> dict[str, Any]:
         CheckpointError: where the file is missing, unreadable or no JSON object.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{file.parent}: a model folder must hold {file.name}. Got none.") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: it must be readable JSON. Got: {error}.") from None
+        raise CheckpointError(f"{file}: the file must be readable JSON. Got {error}.") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: it must be a JSON object. Got {type(value).__name__}.")
+        raise CheckpointError(f"{file}: the file must hold a JSON object. Got {type(value).__name__}.")
     return value
 
 
@@ -115,7 +115,7 @@ def _locate(folder: Path) -> dict[str, Located]:
 
 def _locate_sharded(folder: Path, weights: Any) -> dict[str, Located]:
     if not isinstance(weights, dict) or not weights:
-        raise CheckpointError(f"{INDEX}: weight_map must map tensor names to shards. Got {type(weights).__name__}.")
+        raise CheckpointError(f"{INDEX}: weight_map must map tensor names to shards. Got {brief(weights)}.")
     problems: list[str] = []
     headers: dict[str, dict[str, Located]] = {}
     for shard in sorted({str(value) for value in weights.values()}):
@@ -123,12 +123,15 @@ def _locate_sharded(folder: Path, weights: Any) -> dict[str, Located]:
             headers[shard] = _shard_header(folder, shard)
         except CheckpointError as error:
             problems.append(str(error))
-    for name, shard in weights.items():
-        if shard in headers and name not in headers[shard]:
-            problems.append(f"{shard}: tensor '{name}' must be in it, as {INDEX} says. It is not.")
+    for name, value in weights.items():
+        if str(value) in headers and name not in headers[str(value)]:
+            problems.append(f"{value}: tensor '{name}' must be in it, as {INDEX} says. It is not.")
     for shard, tensors in headers.items():
-        stray = sorted(tensors.keys() - weights)
-        problems += [f"{shard}: tensor '{name}' must be listed in {INDEX}. It is not." for name in stray]
+        for name in sorted(tensors):
+            if name not in weights:
+                problems.append(f"{shard}: tensor '{name}' must be listed in {INDEX}. It is not.")
+            elif str(weights[name]) in headers and weights[name] != shard:
+                problems.append(f"{shard}: tensor '{name}' must stand in one shard. Got it in {weights[name]} too.")
     if problems:
         raise CheckpointError(f"{folder}: the checkpoint is not whole:\n{listing(problems)}")
     return {name: headers[shard][name] for name, shard in weights.items()}

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from moesaic.errors import CheckpointError, listing
+from moesaic.checkpoints.strict_json import parse_json
+from moesaic.errors import CheckpointError, brief, listing
 from moesaic.plan import ITEM_BYTES, TensorInfo
 
 MAX_HEADER = 100_000_000  # the format's own limit, bytes
+MAX_DIMS = 64  # numpy's and torch's own limit
 
 
 @dataclass(frozen=True)
@@ -33,22 +35,7 @@ def read_header(file: Path) -> dict[str, Located]:
     Raises:
         CheckpointError: naming the file and each rule that is broken.
     """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 2 <= length <= min(MAX_HEADER, size - 8):
-            raise CheckpointError(
-                f"{file.name}: a safetensors file must begin with the length of its header. Got {length} in a file of "
-                f"{size} bytes. The file is truncated or is no safetensors file; fetch it again."
-            )
-        raw = stream.read(length)
-    try:
-        entries = json.loads(raw)
-    except ValueError as error:
-        raise CheckpointError(f"{file.name}: the header must be JSON. Got: {error}. Fetch the file again.") from None
-    if not isinstance(entries, dict):
-        raise CheckpointError(f"{file.name}: the header must be a JSON object. Got {type(entries).__name__}.")
+    entries, begin, size = _open(file)
     entries.pop("__metadata__", None)
     problems: list[str] = []
     found: dict[str, Located] = {}
@@ -60,17 +47,39 @@ def read_header(file: Path) -> dict[str, Located]:
             continue
         info, start, stop = parsed
         spans.append((start, stop, name))
-        found[name] = Located(info, file, 8 + length + start)
+        found[name] = Located(info, file, begin + start)
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
             problems.append(f"tensor '{name}' must start at byte {end} of the data. Got {start}")
         end = stop
-    if not problems and end != size - 8 - length:
-        problems.append(f"its {len(spans)} tensors must fill {size - 8 - length} bytes of data. Got {end}")
+    if not problems and end != size - begin:
+        problems.append(f"its {len(spans)} tensors must fill {size - begin} bytes of data. Got {end}")
     if problems:
         raise CheckpointError(f"{file.name}: damaged safetensors file; fetch it again:\n{listing(problems)}")
     return {name: found[name] for _, _, name in sorted(spans)}
+
+
+def _open(file: Path) -> tuple[dict[str, Any], int, int]:
+    """Return the header as an object, where the data begins, and the size of the file."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            prefix = stream.read(8)
+            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
+            if not 2 <= length <= min(MAX_HEADER, size - 8):
+                raise CheckpointError(
+                    f"{file.name}: a safetensors file must begin with the length of its header. Got {length} in a file "
+                    f"of {size} bytes. The file is truncated or is no safetensors file; fetch it again."
+                )
+            entries = parse_json(stream.read(length))
+    except ValueError as error:
+        raise CheckpointError(f"{file.name}: the header must be JSON. Got {error}. Fetch the file again.") from None
+    except OSError as error:
+        raise CheckpointError(f"{file}: the file must be readable. Got: {error.strerror}.") from None
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{file.name}: the header must be a JSON object. Got {type(entries).__name__}.")
+    return entries, 8 + length, size
 
 
 def _entry(entry: Any) -> tuple[TensorInfo, int, int] | str:
@@ -78,15 +87,15 @@ def _entry(entry: Any) -> tuple[TensorInfo, int, int] | str:
     if not isinstance(entry, dict):
         return f"must be described by a JSON object. Got {type(entry).__name__}"
     dtype, shape, span = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if dtype not in ITEM_BYTES:
-        return f"must have a known dtype. Got {dtype!r}"
-    if not _sizes(shape):
-        return f"must have a shape of whole numbers. Got {shape!r}"
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
+        return f"must have a known dtype. Got {brief(dtype)}"
+    if not _sizes(shape) or len(shape) > MAX_DIMS:
+        return f"must have a shape of at most {MAX_DIMS} whole numbers. Got {brief(shape)}"
     if not _sizes(span) or len(span) != 2:
-        return f"must have two data_offsets. Got {span!r}"
+        return f"must have two data_offsets. Got {brief(span)}"
     info = TensorInfo(dtype, tuple(shape))
     if span[1] - span[0] != info.nbytes:
-        return f"must take {info.nbytes} bytes for {dtype} {list(shape)}. Got {span[1] - span[0]}"
+        return f"must take {info.nbytes} bytes for {dtype} {brief(shape)}. Got {span[1] - span[0]}"
     return info, span[0], span[1]
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from moesaic.checkpoints.journal import NAME as JOURNAL
+from moesaic.checkpoints.journal import Journal, Key
 from moesaic.checkpoints.layout import BLOCK, Shard
+from moesaic.checkpoints.place import clear, discard, partial, replaced
 from moesaic.errors import CheckpointError
 
-JOURNAL = "journal"
+CONFIG = "config.json"
 COPY_CHUNK = 8 << 20  # bytes; used only between file systems that can't copy in the kernel
-Key = tuple[int, int]  # (output, piece)
 
 
 class Sink(Protocol):
@@ -62,85 +65,69 @@ class FolderSink:
     """Writes into `OUT.partial/`, journals every finished piece, and renames the folder when all is there.
 
     A process may be killed at any moment: what the journal lists is on the files, and the next run with `resume` writes
-    the rest. The journal is trusted only under the boot that wrote it, since a power cut can lose what a kill can't; a
-    journal of an earlier boot starts from zero. config.json is written last, so that nothing here loads as a model.
+    the rest. config.json comes last, one rename before the folder gets its name, so that nothing here loads as a model.
 
     Args:
-        out: the folder to make. digest: identifies plan, sources, settings and versions; only its own journal is
-            continued. resume: continue an interrupted run. overwrite: replace a finished `out` that moesaic made.
+        out: the folder to make, settled by `settle`. digest: identifies plan, sources, settings and versions; only its
+            own journal is continued. resume: continue an interrupted run, else one in the way is thrown away.
 
     Raises:
-        CheckpointError: where `out` or its partial folder is in the way, or the disk is too small.
+        CheckpointError: where the partial folder is another conversion's, or the disk refuses.
     """
 
-    def __init__(self, out: Path, digest: str, *, resume: bool, overwrite: bool) -> None:
+    def __init__(self, out: Path, digest: str, *, resume: bool) -> None:
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = partial(out)
         self.done: set[Key] = set()
         self._files: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._refuse_existing(overwrite)
-        existed = self.folder.exists()
-        if existed and not resume and not overwrite:
-            raise CheckpointError(
-                f"{self.folder}: an interrupted conversion must be continued or thrown away. It is in the way. "
-                "Pass --resume to continue it or --overwrite to start afresh."
-            )
-        if existed and not resume:
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._journal = os.open(self.folder / JOURNAL, os.O_RDWR | os.O_CREAT, 0o644)
-        self._open_journal(digest)
-
-    def _refuse_existing(self, overwrite: bool) -> None:
-        if not self.out.exists() or (self.out.is_dir() and not any(self.out.iterdir())):
-            return
-        if not (overwrite and (self.out / "moesaic.json").is_file()):
-            raise CheckpointError(
-                f"{self.out}: the output folder must be new or empty. It exists. Choose another name"
-                + (" (only a folder made by moesaic is overwritten)." if overwrite else ", or pass --overwrite.")
-            )
-
-    def _open_journal(self, digest: str) -> None:
-        try:
-            fcntl.flock(self._journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CheckpointError(f"{self.folder}: one conversion must write it at a time. Another one is.") from None
-        head, *lines = os.pread(self._journal, os.fstat(self._journal).st_size, 0).decode().split("\n")
-        ours = json.dumps({"digest": digest, "boot": _boot_id()})
-        if head and json.loads(head).get("digest") != digest:
-            raise CheckpointError(
-                f"{self.folder}: --resume must continue the same conversion. Its journal is of another source, plan, "
-                "seed or version. Repeat the command that made it, or pass --overwrite to start afresh."
-            )
-        if head == ours and lines:
-            # The last element is what follows the last newline: nothing, or a line cut short by the kill.
-            self.done = {(int(i), int(p)) for i, p in (line.split() for line in lines[:-1])}
-            end = len(head) + 1 + sum(len(line) + 1 for line in lines[:-1])
-        else:
-            end = os.pwrite(self._journal, (ours + "\n").encode(), 0)
-        os.ftruncate(self._journal, end)
-        os.lseek(self._journal, end, os.SEEK_SET)
+        with self._disk_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._journal = Journal(self.folder)
+            try:
+                if not resume:
+                    clear(self.folder, keep=(JOURNAL,))
+                    self._journal.clear()
+                self.done = self._journal.begin(digest)
+                (self.folder / CONFIG).unlink(missing_ok=True)
+            except BaseException:
+                self._journal.close()
+                raise
 
     def allocate(self, shards: Sequence[Shard]) -> None:
-        """Check the free space, and write every shard's header."""
-        missing = 0
-        for shard in shards:
-            path = self.folder / shard.name
-            missing += shard.nbytes - (path.stat().st_blocks * 512 if path.exists() else 0)
-        free = shutil.disk_usage(self.folder).free
+        """Check the free space, and write every shard's header.
+
+        Raises:
+            CheckpointError: if the space is short, or the files are not as the interrupted run left them.
+        """
+        with self._disk_errors():
+            clear(self.folder, keep=(JOURNAL, *(shard.name for shard in shards)))
+            self._check_space(shards)
+            started = {output for output, _ in self.done}
+            for shard in shards:
+                self._open(shard, started=not started.isdisjoint(shard.offsets))
+
+    def _check_space(self, shards: Sequence[Shard]) -> None:
+        paths = [self.folder / shard.name for shard in shards]
+        there = sum(path.stat().st_blocks * 512 for path in paths if path.exists())
+        missing, free = sum(shard.nbytes for shard in shards) - there, shutil.disk_usage(self.folder).free
         if missing > free and not _shares_extents(self.folder):
             raise CheckpointError(
                 f"{self.folder}: the disk must have {missing:,} bytes free for the output. Got {free:,}. "
                 "Free some space or choose another folder."
             )
-        for shard in shards:
-            descriptor = os.open(self.folder / shard.name, os.O_RDWR | os.O_CREAT, 0o644)
-            self._files[shard.name] = descriptor
-            if os.fstat(descriptor).st_size == 0:
-                with self._disk_errors():
-                    os.ftruncate(descriptor, shard.nbytes)
-            _write_all(descriptor, memoryview(shard.header), 0)
+
+    def _open(self, shard: Shard, *, started: bool) -> None:
+        path = self.folder / shard.name
+        descriptor = self._files[shard.name] = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        size = os.fstat(descriptor).st_size
+        if started and size != shard.nbytes:
+            raise CheckpointError(
+                f"{path}: the file must be as the interrupted run left it, of {shard.nbytes} bytes. Got {size}. "
+                "Pass --overwrite to start afresh."
+            )
+        os.ftruncate(descriptor, shard.nbytes)
+        _write_all(descriptor, memoryview(shard.header), 0)
 
     def put(self, key: Key, shard: Shard, offset: int, data: memoryview) -> None:
         self.put_all(key, shard, offset, [data])
@@ -159,7 +146,8 @@ class FolderSink:
             head = min(nbytes, -offset % BLOCK if (offset - start) % BLOCK == 0 else 0)
             body = (nbytes - head) // BLOCK * BLOCK
             for length in (head, body, nbytes - head - body):
-                _copy_all(source, start, self._files[shard.name], offset, length)
+                if _copy_all(source, start, self._files[shard.name], offset, length) < length:
+                    raise CheckpointError(f"{file}: the file must not change while it is read. It became shorter.")
                 start, offset = start + length, offset + length
             self._finish(key)
 
@@ -170,7 +158,7 @@ class FolderSink:
             return self._files[str(file)]
 
     def _finish(self, key: Key) -> None:
-        os.write(self._journal, b"%d %d\n" % key)
+        self._journal.add(key)
         with self._lock:
             self.done.add(key)
 
@@ -188,23 +176,39 @@ class FolderSink:
             draft.write_text(text, encoding="utf-8")
             draft.rename(self.folder / name)
 
-    def publish(self, *, durable: bool) -> None:
-        """Give the folder its name; with `durable`, only after every byte has reached the disk."""
-        if durable:
-            os.sync()
-        self.close()
-        (self.folder / JOURNAL).unlink()
-        old = self.out.with_name(self.out.name + ".replaced")
-        if self.out.exists():
-            self.out.rename(old)
-        self.folder.rename(self.out)
-        shutil.rmtree(old, ignore_errors=True)
+    def carry(self, file: Path) -> None:
+        """Copy a small file of the source."""
+        with self._disk_errors():
+            shutil.copyfile(file, self.folder / file.name)
+
+    def publish(self, config: dict[str, Any], *, durable: bool) -> None:
+        """Write config.json and give the folder its name; with `durable`, only when every byte is on the disk."""
+        with self._disk_errors():
+            if durable:
+                for entry in (*self.folder.iterdir(), self.folder):
+                    _sync(entry)
+            (self.folder / JOURNAL).unlink()
+            self.write_json(CONFIG, config)
+            if durable:
+                _sync(self.folder / CONFIG)
+                _sync(self.folder)
+            if self.out.exists():
+                discard(replaced(self.out))
+                self.out.rename(replaced(self.out))
+            self.folder.rename(self.out)
+            if durable:
+                _sync(self.out.parent)
+            discard(replaced(self.out))
 
     def close(self) -> None:
-        """Close every file; the partial folder stays as it is."""
-        for descriptor in (*self._files.values(), self._journal):
+        """Close every file; the partial folder stays as it is, unless nothing in it is worth keeping."""
+        for descriptor in self._files.values():
             os.close(descriptor)
         self._files.clear()
+        if not self.done and (self.folder / JOURNAL).exists():
+            with suppress(OSError):
+                discard(self.folder, mark=JOURNAL)
+        self._journal.close()
 
 
 class _DiskErrors:
@@ -219,9 +223,10 @@ class _DiskErrors:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            what = "the disk must have room for the output" if full else "the output must be writable"
+            what = "the disk must have room for the output" if full else "the file must be within reach"
             raise CheckpointError(
-                f"{self.folder}: {what}. Got: {error.strerror}. Nothing that loads was left; mend it and --resume."
+                f"{error.filename or self.folder}: {what}. Got: {error.strerror}. Nothing that loads was left; mend it "
+                "and --resume."
             ) from None
 
 
@@ -231,35 +236,41 @@ def _write_all(descriptor: int, data: memoryview, offset: int) -> None:
         data, offset = data[done:], offset + done
 
 
-def _copy_all(source: int, start: int, target: int, offset: int, nbytes: int) -> None:
-    while nbytes:
+def _copy_all(source: int, start: int, target: int, offset: int, nbytes: int) -> int:
+    """Copy inside the kernel where it can, and return the number of bytes: fewer only where the source ends early."""
+    left = nbytes
+    while left:
         try:
-            done = os.copy_file_range(source, target, nbytes, start, offset)
+            done = os.copy_file_range(source, target, left, start, offset)
         except OSError as error:
             if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
                 raise
-            done = os.pwrite(target, os.pread(source, min(nbytes, COPY_CHUNK), start), offset)
+            done = os.pwrite(target, os.pread(source, min(left, COPY_CHUNK), start), offset)
         if not done:
-            raise CheckpointError("A source file must not change during the conversion. It became shorter.")
-        start, offset, nbytes = start + done, offset + done, nbytes - done
+            break
+        start, offset, left = start + done, offset + done, left - done
+    return nbytes - left
 
 
-def _boot_id() -> str:
+def _sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk; unlike sync(2), fsync says when it could not be written."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _shares_extents(folder: Path) -> bool:
     """Whether the folder stands on a file system that stores shared blocks once (then free space says little)."""
-    best, kind = "", ""
+    best, kind = Path("/"), ""
     try:
-        mounts = Path("/proc/mounts").read_text().splitlines()
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     except OSError:
         return False
     for line in mounts:
-        _, point, fstype, *_ = line.split()
-        if str(folder.resolve()).startswith(point) and len(point) >= len(best):
+        _, escaped, fstype, *_ = line.split()
+        point = Path(re.sub(r"\\(\d{3})", lambda found: chr(int(found[1], 8)), escaped))
+        if folder.resolve().is_relative_to(point) and point.is_relative_to(best):
             best, kind = point, fstype
     return kind in ("btrfs", "xfs", "bcachefs", "ocfs2", "zfs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from moesaic import __version__
 from moesaic.checkpoints.audit import audit
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.layout import index_json, lay_out
+from moesaic.checkpoints.place import settle
 from moesaic.checkpoints.sink import FolderSink
 from moesaic.convert.card import model_card
 from moesaic.convert.conversion import Conversion, Options, prepare
@@ -31,6 +31,8 @@ NOT_CARRIED = (
 )
 DEFAULT_SHARD = 5 * 10**9  # bytes, as the hub's own tools cut
 
+MAX_WORKERS = 1024
+
 
 @dataclass(frozen=True)
 class Writing:
@@ -40,6 +42,9 @@ class Writing:
         max_shard_bytes: no shard is larger, but for a single larger tensor. workers: threads; None: one per core, at
             most 8. resume: continue an interrupted run. overwrite: replace a folder that moesaic made.
         durable: force all bytes to the disk before the folder gets its name.
+
+    Raises:
+        ValueError: if a size or number is below 1, or more threads are asked for than any machine has cores.
     """
 
     max_shard_bytes: int = DEFAULT_SHARD
@@ -47,6 +52,12 @@ class Writing:
     resume: bool = False
     overwrite: bool = False
     durable: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_shard_bytes < 1:
+            raise ValueError(f"max_shard_size: a shard must have room for a byte. Got {self.max_shard_bytes}.")
+        if self.workers is not None and not 1 <= self.workers <= MAX_WORKERS:
+            raise ValueError(f"workers: there must be 1 to {MAX_WORKERS} threads. Got {self.workers}.")
 
     @property
     def threads(self) -> int:
@@ -79,6 +90,7 @@ def convert(
     Raises:
         MoesaicError: for every fault of the input, with nothing left in place that loads as a model.
     """
+    out = settle(out, [source.folder, *source.files], resume=writing.resume, overwrite=writing.overwrite)
     conversion = prepare(source.config, options, source.infos)
     plan = conversion.plan
     read = sum(info.nbytes for info in source.infos.values())
@@ -86,23 +98,22 @@ def convert(
     record = provenance(conversion, hashes, name or source.folder.name)
     shards = lay_out(plan.outputs, source, writing.max_shard_bytes)
     digest = plan.digest(record=record, shards=[(shard.name, shard.nbytes) for shard in shards])
-    sink = FolderSink(out, digest, resume=writing.resume, overwrite=writing.overwrite)
+    sink = FolderSink(out, digest, resume=writing.resume)
     try:
         sink.allocate(shards)
         producer = Producer(conversion, source, sink, lambda done: progress("write", done, plan.bytes_written))
         producer.run(shards, writing.threads)
         if index := index_json(shards, plan.outputs):
             sink.write_json(*index)
-        _carry_side_files(source.folder, sink.folder)
+        for file in _side_files(source.folder):
+            sink.carry(file)
         if finish:
             record["certificate"] = finish(sink.folder, conversion.config, record)
         sink.write_json("moesaic.json", record)
         sink.write_text("README.md", model_card(conversion, record))
-        sink.write_json("config.json", conversion.config)
-        sink.publish(durable=writing.durable)
-    except BaseException:
+        sink.publish(conversion.config, durable=writing.durable)
+    finally:
         sink.close()
-        raise
     return conversion
 
 
@@ -126,10 +137,9 @@ def provenance(conversion: Conversion, hashes: dict[str, str], name: str) -> dic
     }
 
 
-def _carry_side_files(source: Path, folder: Path) -> None:
-    for file in sorted(source.iterdir()):
-        if file.suffix in SIDE_FILES and file.name not in NOT_CARRIED and file.is_file():
-            shutil.copyfile(file, folder / file.name)
+def _side_files(source: Path) -> list[Path]:
+    files = [file for file in source.iterdir() if file.suffix in SIDE_FILES and file.name not in NOT_CARRIED]
+    return sorted(file for file in files if file.is_file())
 
 
 __all__ = ["Conversion", "Finish", "Options", "Writing", "convert", "prepare"]

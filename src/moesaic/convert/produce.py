@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moesaic.checkpoints.dense import DenseCheckpoint, torch_dtype
 from moesaic.checkpoints.encode import encode_array, encode_tensor
+from moesaic.checkpoints.journal import Key
 from moesaic.checkpoints.layout import Shard
-from moesaic.checkpoints.sink import Key, Sink
+from moesaic.checkpoints.sink import Sink
 from moesaic.convert.conversion import Conversion
 from moesaic.convert.outputs import SCALED
 from moesaic.ffn import FFN
@@ -53,6 +55,7 @@ class Producer:
     source: DenseCheckpoint
     sink: Sink
     progress: Callable[[int], None]
+    _stop: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def run(self, shards: Sequence[Shard], workers: int) -> None:
         """Write every piece that the sink does not have yet; the first failure stops all."""
@@ -74,6 +77,7 @@ class Producer:
                 for job in done:
                     job.result()
             except BaseException:
+                self._stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
 
@@ -129,6 +133,8 @@ class Producer:
         method = self.conversion.options.experts
         made = method.experts(dense, self.conversion.shape.layer, self._stream(method.name(), layer))
         for i in range(max(by_expert) + 1):
+            if self._stop.is_set():  # an interrupted user must not wait for the rest of a layer
+                return
             self._expert(next(made), by_expert.get(i, []))  # no name keeps an expert while the next one is made
 
     def _expert(self, expert: FFN, parts: list[tuple[Place, Routed]]) -> None:
