@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 from moesaic import __version__
+from moesaic.cli.usage import UsageError
 from moesaic.errors import MoesaicError, did_you_mean
 
 COMMANDS = {
@@ -40,19 +42,25 @@ def run(args: list[str]) -> int:
 
 def _guarded(name: str, rest: list[str]) -> int:
     """Run a command; every fault of the user or the input becomes one message and its exit code."""
-    from moesaic.cli import commands, options  # noqa: PLC0415  # help must not wait for them
-
-    command: Callable[[list[str]], None] = getattr(commands, name)
     try:
+        from moesaic.cli import commands  # noqa: PLC0415  # help must not wait for them
+
+        command: Callable[[list[str]], None] = getattr(commands, name)
         command(rest)
-    except (options.UsageError, ValueError) as error:
+    except (UsageError, ValueError) as error:
         if isinstance(error, ValueError) and not _of_options(error):
             raise
         return _fail(2, str(error))
     except MoesaicError as error:
         return _fail(1, str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
+    except OSError as error:
+        where = f"{error.filename}: the file must be within reach" if error.filename else "The system must allow it"
+        return _fail(1, f"{where}. Got: {error.strerror or error}.")
     except KeyboardInterrupt:
-        return _fail(3, "Interrupted. What is written is kept; repeat the command with --resume.")
+        kept = " What is written is kept; repeat the command with --resume." if name == "upcycle" else ""
+        return _fail(3, f"Interrupted.{kept}")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
@@ -63,11 +71,14 @@ def _of_options(error: ValueError) -> bool:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__") in ("moesaic.spec", "moesaic.method")
+    checks = ("moesaic.spec", "moesaic.method", "moesaic.convert")
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") in checks
 
 
 def _fail(code: int, message: str) -> int:
-    print(message, file=sys.stderr)  # noqa: T201
+    """Print the message with nothing in it that a terminal would obey: names in it may come from a stranger's file."""
+    safe = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in message)
+    print(safe, file=sys.stderr)  # noqa: T201
     return code
 
 

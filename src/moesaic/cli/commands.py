@@ -6,10 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
 from moesaic.cli import show
 from moesaic.cli.options import CertifyOptions, DemoOptions, PlanOptions, UpcycleOptions, parse
+from moesaic.cli.parsing import parsed
 from moesaic.convert import Options
 from moesaic.method import Method, registry
 
@@ -66,7 +65,7 @@ def upcycle(args: list[str]) -> None:
 
 def certify(args: list[str]) -> None:
     """Make the certificate alone."""
-    options = tyro.cli(CertifyOptions, prog="moesaic certify", args=args)
+    options = parsed(CertifyOptions, "certify", args)
     from moesaic.certify import certify as run  # noqa: PLC0415  # help must not wait for it
     from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
 
@@ -87,7 +86,7 @@ def certify(args: list[str]) -> None:
 
 def demo(args: list[str]) -> None:
     """Run the whole path on SmolLM2-135M."""
-    options = tyro.cli(DemoOptions, prog="moesaic demo", args=args)
+    options = parsed(DemoOptions, "demo", args)
     from moesaic.demo import run  # noqa: PLC0415  # help must not wait for it
 
     with show.bars() as bars:
@@ -99,7 +98,7 @@ def demo(args: list[str]) -> None:
 
 def methods(args: list[str]) -> None:
     """List expert and router inits."""
-    tyro.cli(_NoOptions, prog="moesaic methods", args=args)
+    parsed(_NoOptions, "methods", args)
     from moesaic.experts.base import ExpertInit  # noqa: PLC0415
     from moesaic.routers.base import RouterInit  # noqa: PLC0415
 
@@ -114,7 +113,7 @@ def methods(args: list[str]) -> None:
 
 def architectures(args: list[str]) -> None:
     """List dense families, their sparse targets, and composites."""
-    tyro.cli(_NoOptions, prog="moesaic architectures", args=args)
+    parsed(_NoOptions, "architectures", args)
     from moesaic.architectures import DenseFamily, SparseTarget, Wrapper, records  # noqa: PLC0415
 
     families = records(DenseFamily).values()
@@ -127,7 +126,7 @@ def architectures(args: list[str]) -> None:
 
 def sources(args: list[str]) -> None:
     """List the small real models."""
-    tyro.cli(_NoOptions, prog="moesaic sources", args=args)
+    parsed(_NoOptions, "sources", args)
     from moesaic.checkpoints.sources import listing  # noqa: PLC0415
 
     rows = [(r.name, r.what, r.licence, f"{r.megabytes} MB", "cached" if r.cached else "") for r in listing()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,6 +11,8 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from moesaic.architectures.sparse import Runtime
+from moesaic.cli.parsing import parsed
+from moesaic.cli.usage import UsageError
 from moesaic.convert import Options, Writing
 from moesaic.errors import did_you_mean
 from moesaic.experts.base import ExpertInit
@@ -18,10 +21,6 @@ from moesaic.routers.base import RouterInit
 from moesaic.spec import Layers, MoESpec
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-
-
-class UsageError(Exception):
-    """The command line itself is wrong; exit code 2."""
 
 
 @dataclass(frozen=True)
@@ -139,12 +138,12 @@ def size(text: str) -> int:
     >>> size("200MB")
     200000000
     """
-    units = {"TB": 10**12, "GB": 10**9, "MB": 10**6, "KB": 10**3, "B": 1}
-    unit = next((u for u in units if text.upper().endswith(u)), "")
-    number = text[: len(text) - len(unit)]
-    if not number.isascii() or not number.replace(".", "", 1).isdigit() or float(number) <= 0:
+    units = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)([KMGT]?B)?", text.upper(), re.ASCII)
+    number = int(float(found[1]) * units[found[2] or ""]) if found else 0
+    if number < 1:
         raise UsageError(f"--max-shard-size: it must be a number with a unit, such as 5GB or 200MB. Got '{text}'.")
-    return int(float(number) * (units[unit] if unit else 1))
+    return number
 
 
 def parse(command: str, options: type[Sparsity], args: list[str]) -> tuple[Any, ExpertInit, RouterInit | None]:
@@ -162,8 +161,8 @@ def parse(command: str, options: type[Sparsity], args: list[str]) -> tuple[Any, 
         "\n\n--experts METHOD and --router METHOD choose the inits (`moesaic methods` lists them); "
         "their fields follow as --experts.FIELD and --router.FIELD."
     )
-    parsed: Any = tyro.cli(full, prog=f"moesaic {command}", args=args)
-    return parsed, parsed.experts, getattr(parsed, "router", None)
+    found: Any = parsed(full, command, args)
+    return found, found.experts, getattr(found, "router", None)
 
 
 def _named(args: list[str], flag: str, default: str | None, known: dict[str, type[Any]]) -> tuple[list[str], Any]:

@@ -39,9 +39,11 @@ def _plain(text: str) -> str:
 
 @contextmanager
 def bars() -> Iterator[Bars]:
-    """Show one progress bar per stage on standard error, while the block runs."""
+    """Show one progress bar per stage while the block runs, if standard error is a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=ERR) as progress:
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal
+    ) as progress:
         yield Bars(progress)
 
 
