@@ -1,4 +1,4 @@
-"""Granite 3: Llama with four multipliers."""
+"""Granite 3, and the dense Granite 4.0 without Mamba layers: Llama with four multipliers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from moesaic.architectures.dense import (
     LLAMA_TABLE,
     Decoder,
     DenseFamily,
+    Entry,
     attention_bias_features,
+    edited,
     llama_like,
     mlp_bias_features,
 )
 
+FFN = "model.layers.{layer}.shared_mlp."
 MULTIPLIERS = {
     "embedding_multiplier": "embedding_scale",
     "residual_multiplier": "residual_scale",
@@ -23,13 +26,30 @@ MULTIPLIERS = {
 """Config key -> field of the decoder and feature."""
 
 
+def multipliers(config: Config) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the multipliers and their features; `attention_multiplier` stands in place of head_dim^-0.5."""
+    scales = {field: config.real(key, 1.0) for key, field in MULTIPLIERS.items()}
+    features = {field: f"{key} = {scales[field]:g}" for key, field in MULTIPLIERS.items() if scales[field] != 1.0}
+    return scales, {"attention_scale": "attention_multiplier = 1", **features}
+
+
 def read(config: Config) -> Decoder:
-    """Read a GraniteConfig; `attention_multiplier` stands in place of head_dim^-0.5."""
-    scales: dict[str, Any] = {field: config.real(key, 1.0) for key, field in MULTIPLIERS.items()}
-    features = attention_bias_features(config) | mlp_bias_features(config)
-    features |= {field: f"{key} = {scales[field]:g}" for key, field in MULTIPLIERS.items() if scales[field] != 1.0}
-    features.setdefault("attention_scale", "attention_multiplier = 1")
+    """Read a GraniteConfig."""
+    scales, features = multipliers(config)
+    features |= attention_bias_features(config) | mlp_bias_features(config)
     return llama_like(config, "granite", features=features, **scales)
+
+
+def read_hybrid(config: Config) -> Decoder:
+    """Read a GraniteMoeHybridConfig without experts, whose FFN is what the sparse class calls its shared one."""
+    scales, features = multipliers(config)
+    features |= attention_bias_features(config)
+    if set(config.get("layer_types", ["mamba"])) - {"attention", "full_attention"}:
+        features["mamba"] = "layer_types has Mamba layers"
+    if config.get("position_embedding_type") != "rope":
+        features["no_rotary"] = f"position_embedding_type = {config.get('position_embedding_type')}"
+    width = config.size("shared_intermediate_size", 1024)
+    return llama_like(config, "granitemoehybrid", features=features, width=width, **scales)
 
 
 GRANITE = DenseFamily(
@@ -45,4 +65,17 @@ GRANITE = DenseFamily(
         "num_attention_heads": 32,
         "vocab_size": 32000,
     },
+)
+
+GRANITE4 = DenseFamily(
+    "granitemoehybrid",
+    "GraniteMoeHybridForCausalLM",
+    read_hybrid,
+    edited(
+        LLAMA_TABLE,
+        Entry("gate_up", FFN + "input_linear.weight", "FD", fused=(("gate", "F"), ("up", "F"))),
+        Entry("down", FFN + "output_linear.weight", "DF"),
+        without=("gate", "up", "gate_bias", "up_bias", "down_bias"),
+    ),
+    targets=GRANITE.targets,
 )

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_PLAIN_FFN = "its FFN is a plain two-matrix block with biases, and every stock MoE class has gated experts without"
-_LAYER_NORM = "it normalises with LayerNorm (weight and bias), where stock MoE classes have RMSNorm"
+_PLAIN_FFN = "its FFN is a plain two-matrix block, and every stock MoE class has gated experts without biases"
+_LAYER_NORM = "it normalises with LayerNorm, where the MoE classes for such decoders have RMSNorm"
 _SANDWICH = "it has norms both before and after attention and FFN, which no stock MoE class has"
 _OWN_MROPE = "its text model is a class of its own with multimodal rotary positions, hard-coded in the composite class"
+_SWITCH = "SwitchTransformers, the only MoE class of its kind, scales one expert by its probability and drops tokens"
+_NLLB = "NllbMoe runs only experts 0 and 1 in transformers 5, so the converted model would be wrong"
 
 _REASONS = {
     _PLAIN_FFN: (
         *("clip", "clip_text_model", "clip_vision_model", "siglip", "siglip_text_model", "siglip_vision_model"),
         *("siglip2", "siglip2_text_model", "siglip2_vision_model", "vit", "deit", "dinov2", "dinov2_with_registers"),
-        *("dinov3_vit", "beit", "bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-v2", "modernbert"),
-        *("whisper", "speecht5", "wav2vec2", "hubert", "wavlm", "seamless_m4t", "seamless_m4t_v2"),
-        *("wav2vec2-bert", "moonshine", "speech_to_text", "gpt2", "gpt_bigcode", "bloom", "mpt", "marian", "bart"),
-        *("mbart", "pegasus", "t5", "mt5", "umt5", "xglm"),
+        *("dinov3_vit", "beit", "bert", "roberta", "xlm-roberta", "distilbert", "electra", "deberta-v2"),
+        *("whisper", "speecht5", "wav2vec2", "wav2vec2-bert", "hubert", "wavlm", "seamless_m4t", "seamless_m4t_v2"),
+        *("moonshine", "speech_to_text", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "codegen", "bloom"),
+        *("mpt", "opt", "xglm", "biogpt", "falcon", "phi", "phi-msft", "persimmon", "starcoder2", "nemotron"),
+        *("marian", "bart", "mbart", "pegasus"),
     ),
-    _SANDWICH: ("gemma2", "gemma3_text", "gemma3", "gemma3n", "gemma3n_text", "glm4"),
+    _LAYER_NORM: ("stablelm", "cohere", "olmo"),
+    _SANDWICH: ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "glm4"),
     _OWN_MROPE: (
         *("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_5_omni", "qwen2_5_omni_thinker"),
         *("glm4v", "glm4v_text", "glm_ocr"),
     ),
-    "it normalises with LayerNorm and its FFN is a plain block (starcoder2 has biases besides)": (
-        *("phi", "phi-msft", "gpt_neox", "gptj", "gpt_neo", "falcon", "opt", "starcoder2", "nemotron", "codegen"),
-        *("persimmon", "biogpt"),
-    ),
-    _LAYER_NORM: ("stablelm", "cohere", "olmo"),
+    _SWITCH: ("t5", "mt5", "umt5"),
+    _NLLB: ("m2m_100", "nllb"),
 }
 
 UNSUPPORTED: Mapping[str, str] = {
@@ -37,10 +38,6 @@ UNSUPPORTED: Mapping[str, str] = {
     "olmo3": "it mixes sliding-window and full attention (layer_types), which FlexOlmo does not have",
     "paligemma": "its language model attends both ways over image and prompt, which no MoE class does",
     "mllama": "it has cross-attention layers between the decoder layers, which no MoE class has",
-    "m2m_100": "NllbMoe runs only experts 0 and 1 in transformers 5, so the converted model would be wrong",
-    "nllb": "NllbMoe runs only experts 0 and 1 in transformers 5, so the converted model would be wrong",
-    "internlm3": "its qkv and output biases are separate options that no Llama-like MoE class has",
-    "seed_oss": "its attention output has a dropout and biases of its own, which no Llama-like MoE class has",
 }
 """Dense model type -> why no stock MoE class fits."""
 
@@ -48,7 +45,7 @@ ALREADY_SPARSE = frozenset(
     {
         *("afmoe", "aria", "aria_text", "dbrx", "deepseek_v2", "deepseek_v3", "deepseek_v32", "ernie4_5_vl_moe"),
         *("glm4_moe_lite", "glm4v_moe", "gpt_oss", "jamba", "jetmoe", "llama4", "llama4_text", "longcat_flash"),
-        *("minimax", "minimax_m2", "nemotron_h", "nllb-moe", "olmoe", "phimoe", "qwen3_next", "qwen3_omni_moe"),
+        *("minimax", "minimax_m2", "nllb-moe", "olmoe", "phimoe", "qwen3_next", "qwen3_omni_moe"),
         *("qwen3_vl_moe_text", "qwen3_5_moe_text", "solar_open", "switch_transformers"),
     }
 )
