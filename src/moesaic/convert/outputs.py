@@ -141,7 +141,7 @@ class Outputs:
         router = TensorInfo(self.new_dtype, (moe.num_experts, moe.hidden))
         yield Output(self._named(target.router, layer), router, (Piece(Router(layer), router.nbytes),))
         for tensor in target.experts:
-            pieces = [self._routed(tensor, layer, expert) for expert in range(moe.num_experts)]
+            pieces = self._routed(tensor, layer)
             block = self._block(tensor, moe.expert_size)
             if "{expert}" in tensor.name:
                 for expert, found in enumerate(pieces):
@@ -155,15 +155,18 @@ class Outputs:
     def _named(self, template: str, layer: int | None, expert: int = 0) -> str:
         return self._on_disk(template.format(layer=layer, expert=expert))
 
-    def _routed(self, tensor: ExpertTensor, layer: int, expert: int) -> tuple[Piece, ...]:
-        verbatim = self.experts.verbatim(self.shape.layer)
+    def _routed(self, tensor: ExpertTensor, layer: int) -> list[tuple[Piece, ...]]:
+        """Return the pieces of each expert's part of a tensor; copies are the same for all."""
+        moe = self.shape.layer
+        verbatim = self.experts.verbatim(moe)
         if (
             all(m in verbatim and self._copies(m, layer, self.factors[1]) for m in tensor.matrices)
             and not tensor.transposed
         ):
-            return self._copy_pieces(tensor, layer)
-        made = Routed(layer, expert, tensor.matrices, tensor.transposed)
-        return (Piece(made, self._block(tensor, self.shape.layer.expert_size).nbytes),)
+            return [self._copy_pieces(tensor, layer)] * moe.num_experts
+        nbytes = self._block(tensor, moe.expert_size).nbytes
+        made = (Routed(layer, expert, tensor.matrices, tensor.transposed) for expert in range(moe.num_experts))
+        return [(Piece(origin, nbytes),) for origin in made]
 
     def _shared(self, tensor: ExpertTensor, layer: int) -> tuple[Piece, ...]:
         if all(self._copies(m, layer, self.factors[0]) for m in tensor.matrices) and not tensor.transposed:
