@@ -302,6 +302,12 @@ def test_a_composite_that_a_runtime_hard_codes_is_refused_there() -> None:
     assert match({"model_type": "idefics3", "text_config": text}, nothing).wrapper is WRAPPERS["idefics3"]
 
 
+def test_a_family_that_can_only_stand_alone_is_refused_in_a_composite() -> None:
+    said = refusal({"model_type": "llava", "text_config": GOLDEN["gemma-2b"]})
+    assert "mixtral: transformers 4 and 5 scale the pictures" in said
+    assert match(GOLDEN["gemma-2b"], nothing).target.model_type == "mixtral"
+
+
 def shape(width: int, size: int, layers: tuple[int, ...] = (0, 1, 2, 3), hidden: int = 64) -> ModelShape:
     return ModelShape(LayerSpec(4, 2, hidden, width, size, shared_expert=True), layers, 4)
 

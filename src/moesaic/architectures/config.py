@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
-from moesaic.errors import ArchitectureError, listing
+from moesaic.errors import ArchitectureError, brief, did_you_mean, listing
+
+MAX_SIZE = 2**31 - 1
+MAX_REAL = 1e300
+LIMITS = {"num_hidden_layers": 10_000}
+"""What no model exceeds, by key: a damaged number must not make anyone count to it."""
 
 
 class Config:
@@ -40,17 +45,18 @@ class Config:
     def size(self, key: str, default: int | None = None) -> int:
         """Return a positive whole number; its absence is a problem unless there is a default."""
         value = self.get(key, default)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        most = LIMITS.get(key, MAX_SIZE)
+        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
             return value
-        self.problems.append(f"{self.origin}: {key} must be a positive whole number. Got {value!r}.")
+        self.problems.append(f"{self.origin}: {key} must be a whole number from 1 to {most}. Got {brief(value)}.")
         return 1
 
     def real(self, key: str, default: float | None = None) -> float:
         """Return a finite number; its absence is a problem unless there is a default."""
         value = self.get(key, default)
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_REAL:
             return float(value)
-        self.problems.append(f"{self.origin}: {key} must be a finite number. Got {value!r}.")
+        self.problems.append(f"{self.origin}: {key} must be a finite number. Got {brief(value)}.")
         return 1.0
 
     def flag(self, key: str, default: bool) -> bool:  # a reader takes its default by position
@@ -58,8 +64,32 @@ class Config:
         value = self.get(key, default)
         if isinstance(value, bool):
             return value
-        self.problems.append(f"{self.origin}: {key} must be true or false. Got {value!r}.")
+        self.problems.append(f"{self.origin}: {key} must be true or false. Got {brief(value)}.")
         return default
+
+    def word(self, key: str, default: str, choices: Collection[str]) -> str:
+        """Return one of the words that the class knows."""
+        value = self.get(key, default)
+        known = isinstance(value, str) and value in choices
+        hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+        return value if self.check(known, key, f"one of {', '.join(sorted(choices))}", value, hint) else default
+
+    def mapping(self, key: str) -> Mapping[str, Any] | None:
+        """Return an object, or None where the key is absent."""
+        value = self.get(key)
+        fits = value is None or isinstance(value, Mapping)
+        return value if self.check(fits, key, "a JSON object", value) else None
+
+    def check_positive(self, key: str, value: Any) -> bool:
+        """Note a problem where a value that stands anywhere in the config is no positive number."""
+        real = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MAX_REAL
+        return self.check(real, key, "a positive number", value)
+
+    def check(self, holds: bool, key: str, rule: str, value: Any, hint: str = "") -> bool:
+        """Note a problem where a rule does not hold; return whether it does."""
+        if not holds:
+            self.problems.append(f"{self.origin}: {key} must be {rule}. Got {brief(value)}.{hint}")
+        return holds
 
     def finish(self) -> None:
         """Raise every problem found, with each unread key that looks like a misspelling of a missing one.

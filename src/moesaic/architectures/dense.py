@@ -117,6 +117,7 @@ class DenseFamily:
         model_type, class_name: as in config.json. read: config -> Decoder.
         table: every tensor. targets: model types of sparse targets, the preferred first.
         defaults: the class's own values of keys that a composite's text config may leave out.
+        standalone: why the family can't be the language model of a composite; empty: it can.
         ignored: patterns (`re.search`) of tensors that some checkpoints hold beside these and the class never reads.
     """
 
@@ -126,6 +127,7 @@ class DenseFamily:
     table: tuple[Entry, ...]
     targets: tuple[str, ...]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    standalone: str = ""
     ignored: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
 
     def tensors(self, decoder: Decoder) -> Iterator[Stored]:
@@ -187,6 +189,13 @@ LLAMA_TABLE = (
 )
 """Tensors of a Llama-like decoder; families that differ edit it."""
 
+ACTIVATIONS = frozenset(
+    {"gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"}
+    | {"gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6"}
+    | {"sigmoid", "silu", "swish", "tanh", "xielu"}
+)
+"""What `hidden_act` may say: transformers' ACT2FN."""
+
 
 def rope_parameters(config: Config, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
     """Return the rotary settings in one form, whether written as rope_theta + rope_scaling or as rope_parameters.
@@ -194,12 +203,16 @@ def rope_parameters(config: Config, theta: float = 10000.0, partial: float = 1.0
     Args:
         theta, partial: the class's defaults of rope_theta and partial_rotary_factor.
     """
-    new, old = config.get("rope_parameters"), config.get("rope_scaling")
-    rope = dict(old if isinstance(old, Mapping) else new if isinstance(new, Mapping) else {})
+    new, old = config.mapping("rope_parameters"), config.mapping("rope_scaling")
+    rope = dict(new or {} if old is None else old)
     legacy_type = rope.pop("type", None)
     rope.setdefault("rope_type", legacy_type or "default")
+    config.check(isinstance(rope["rope_type"], str), "rope_type", "a word", rope["rope_type"])
     rope.setdefault("rope_theta", config.real("rope_theta", theta))
+    config.check_positive("rope_theta", rope["rope_theta"])
     fraction = rope.pop("partial_rotary_factor", config.real("partial_rotary_factor", partial))
+    if not config.check_positive("partial_rotary_factor", fraction):
+        fraction = 1.0
     return rope if fraction == 1.0 else {**rope, "partial_rotary_factor": fraction}
 
 
@@ -235,7 +248,7 @@ def llama_like(
     is_tied = config.flag("tie_word_embeddings", tied)
     readers: dict[str, Callable[[], Any]] = {
         "width": lambda: config.size("intermediate_size"),
-        "act": lambda: str(config.get("hidden_act", "silu")),
+        "act": lambda: config.word("hidden_act", "silu", ACTIVATIONS),
         "rope": lambda: rope_parameters(config, theta),
     }
     base: dict[str, Any] = {
@@ -250,6 +263,11 @@ def llama_like(
         "norm_eps": config.real(norm_eps_key, norm_eps),
     }
     base |= {key: read() for key, read in readers.items() if key not in values} | values
+    config.check_positive(norm_eps_key, base["norm_eps"])
+    if config.get("head_dim") is None:
+        config.check(hidden % heads == 0, "num_attention_heads", f"a divisor of hidden_size = {hidden}", heads)
+    kv_heads = base["kv_heads"]
+    config.check(heads % kv_heads == 0, "num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
     found = {"tied" if is_tied else "untied": f"tie_word_embeddings = {str(is_tied).lower()}", **(features or {})}
     if base["act"] not in ("silu", "swish"):
         found["non_silu"] = f"the activation is {base['act']}"

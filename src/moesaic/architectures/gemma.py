@@ -50,4 +50,5 @@ GEMMA = DenseFamily(
         "vocab_size": 256000,
         "max_position_embeddings": 8192,
     },
+    standalone="transformers 4 and 5 scale the pictures and sounds fed into this family differently",
 )

@@ -61,11 +61,12 @@ def match(
     decoder = family.read(reader)
     reader.finish()
     wanted = request(decoder)
+    alone = family.standalone if wrapper else ""
     unserved = wrapper.not_served.get(runtime) if wrapper and wrapper.not_served else None
     found = {
         candidate.model_type: candidate.obstacles(decoder, wanted, shape and shape(decoder, candidate))
         + candidate.cannot_serve(runtime, {**decoder.features, **wanted})
-        + ([unserved] if unserved else [])
+        + [reason for reason in (alone, unserved) if reason]
         for candidate in _candidates(family, target)
     }
     for name, obstacles in found.items():

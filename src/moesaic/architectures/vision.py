@@ -14,7 +14,12 @@ LLAVA_ONEVISION = Wrapper("llava_onevision", "LlavaOnevisionForConditionalGenera
 INTERNVL = Wrapper("internvl", "InternVLForConditionalGeneration", EITHER)
 MISTRAL3 = Wrapper("mistral3", "Mistral3ForConditionalGeneration", EITHER)
 AYA_VISION = Wrapper("aya_vision", "AyaVisionForConditionalGeneration", EITHER)
-OVIS2 = Wrapper("ovis2", "Ovis2ForConditionalGeneration", EITHER)
+OVIS2 = Wrapper(
+    "ovis2",
+    "Ovis2ForConditionalGeneration",
+    EITHER,
+    not_served={"transformers4": "before 5.0 the class builds a Qwen2Model, whatever text_config says"},
+)
 FAST_VLM = Wrapper("fast_vlm", "FastVlmForConditionalGeneration", EITHER)
 PERCEPTION_LM = Wrapper("perception_lm", "PerceptionLMForConditionalGeneration", EITHER)
 LFM2_VL = Wrapper("lfm2_vl", "Lfm2VlForConditionalGeneration", EITHER)
