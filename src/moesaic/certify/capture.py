@@ -1,33 +1,22 @@
-"""Running a model and keeping what each decoder layer puts out and what each router sees."""
+"""Loading a model so that nothing is left to chance, and running it under observation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from moesaic.errors import CertificateError
 from moesaic.lazy import torch
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
-
-@dataclass
-class Pass:
-    """One forward pass over a sequence of T tokens.
-
-    Args:
-        logits_TV: float32. layers: residual stream [T, D] after each decoder layer.
-        routers: layer -> router logits [T, E].
-    """
-
-    logits_TV: torch.Tensor
-    layers: dict[int, torch.Tensor] = field(default_factory=dict)
-    routers: dict[int, torch.Tensor] = field(default_factory=dict)
+See = Callable[[int, torch.Tensor], None]
+"""Told (decoder layer, what came out there) during a forward pass."""
 
 
 def load(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
@@ -36,61 +25,85 @@ def load(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrai
     Raises:
         CertificateError: if any weight is missing, unexpected or of another shape, as nothing may be left to chance.
     """
+    return loaded(*model_class(config), folder, dtype)
+
+
+def model_class(config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Return the class that a config.json names, and the config as that class reads it."""
     import transformers  # noqa: PLC0415  # seconds of import, needed here only
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    settings = transformers.AutoConfig.for_model(**deepcopy(dict(config)))  # it writes into what it is given
-    cls = getattr(transformers, config["architectures"][0], None)
+    name = config["architectures"][0]
+    cls = getattr(transformers, name, None)
     if cls is None:
         raise CertificateError(
-            f"{config['architectures'][0]}: the installed transformers must have this class. "
-            f"Got {transformers.__version__}, which has not. Install a newer one, or pass --no-certify."
+            f"{name}: the installed transformers must have this class. Got {transformers.__version__}, which has not. "
+            "Install a newer one, or pass --no-certify."
         )
-    model, info = cls.from_pretrained(folder, config=settings, dtype=dtype, output_loading_info=True)
-    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    with TemporaryDirectory() as folder:  # the config of a folder that is not published yet, read like any other
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return cls, transformers.AutoConfig.from_pretrained(folder)
+
+
+def loaded(
+    cls: type[PreTrainedModel],
+    settings: PreTrainedConfig,
+    weights: Path | dict[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """Load a class from a folder or from named tensors; every weight must find its place."""
+    folder, state = (None, weights) if isinstance(weights, dict) else (weights, None)
+    made: Any = cls.from_pretrained(folder, config=settings, state_dict=state, dtype=dtype, output_loading_info=True)
+    model: PreTrainedModel = made[0]
     # A class may ask for tensors without elements (a shared expert of width 0); none are stored, and none are missed.
     empty = {name for name, tensor in model.state_dict().items() if not tensor.numel()}
-    found = {kind: sorted(map(str, set(info[kind]) - empty))[:3] for kind in kinds}
-    wrong = {kind: names for kind, names in found.items() if names}
-    if wrong:
-        raise CertificateError(f"{folder}: every weight must find its place in {cls.__name__}. Got {wrong}.")
-    loaded: PreTrainedModel = model.eval()
-    return loaded
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {kind: sorted(map(str, set(made[1][kind]) - empty))[:3] for kind in kinds}
+    if any(wrong.values()):
+        got = {kind: names for kind, names in wrong.items() if names}
+        raise CertificateError(f"{cls.__name__}: every weight must find its place in the class. Got {got}.")
+    model.eval()
+    return model
 
 
 @contextmanager
-def captured(model: PreTrainedModel, routers: Mapping[int, tuple[str, ...]]) -> Iterator[Pass]:
-    """Record the passes made inside the block.
+def observed(
+    model: PreTrainedModel, on_layer: See, routers: Mapping[int, tuple[str, ...]], on_router: See
+) -> Iterator[None]:
+    """Tell of every pass made inside the block.
 
     Args:
+        on_layer: told the residual stream [B, T, D] after each decoder layer.
         routers: MoE layer -> candidate paths of its router module inside the layer; the first that exists is read.
+        on_router: told the router logits [B * T, E].
     """
-    record = Pass(torch.empty(0))
     handles = []
     for index, layer in enumerate(model.get_decoder().layers):
 
-        def keep(_module: Any, _args: Any, output: Any, index: int = index) -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            record.layers[index] = hidden.detach().reshape(-1, hidden.shape[-1]).float()
+        def came(_module: Any, _args: Any, output: Any, index: int = index) -> None:
+            on_layer(index, (output[0] if isinstance(output, tuple) else output).detach())
 
-        handles.append(layer.register_forward_hook(keep))
+        def goes(layer: torch.nn.Module, _args: Any, index: int = index) -> None:
+            def route(router: torch.nn.Module, args: Any) -> None:
+                x_TD = args[0].detach().flatten(0, -2).float()
+                on_router(index, x_TD @ router.get_parameter("weight").detach().float().T)
+
+            # Found only now: a layer that is read from disk when its turn comes has no router before.
+            listening = _router(layer, routers[index]).register_forward_pre_hook(route)
+            handles.append(listening)
+
         if index in routers:
-            router = _submodule(layer, routers[index])
-
-            def route(module: torch.nn.Module, args: Any, index: int = index) -> None:
-                x_TD = args[0].detach().reshape(-1, args[0].shape[-1]).float()
-                record.routers[index] = x_TD @ module.get_parameter("weight").detach().float().T
-
-            handles.append(router.register_forward_pre_hook(route))
+            handles.append(layer.register_forward_pre_hook(goes))
+        handles.append(layer.register_forward_hook(came))
     try:
-        yield record
+        yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _submodule(layer: torch.nn.Module, paths: tuple[str, ...]) -> torch.nn.Module:
+def _router(layer: torch.nn.Module, paths: tuple[str, ...]) -> torch.nn.Module:
     modules: dict[str, torch.nn.Module] = dict(layer.named_modules())
     for path in paths:
         if path in modules:
@@ -98,8 +111,21 @@ def _submodule(layer: torch.nn.Module, paths: tuple[str, ...]) -> torch.nn.Modul
     raise CertificateError(f"{type(layer).__name__}: the router must stand at one of {', '.join(paths)}. It does not.")
 
 
-def run(model: PreTrainedModel, ids_1T: torch.Tensor, routers: Mapping[int, tuple[str, ...]]) -> Pass:
-    """Return what one sequence of token ids [1, T] makes of the model."""
-    with torch.no_grad(), captured(model, routers) as record:
-        record.logits_TV = model(input_ids=ids_1T, use_cache=False).logits[0].float()
-    return record
+def nothing(_layer: int, _seen: torch.Tensor) -> None:
+    """See nothing."""
+
+
+def run(
+    model: PreTrainedModel,
+    ids_BT: torch.Tensor,
+    on_layer: See,
+    routers: Mapping[int, tuple[str, ...]] = {},
+    on_router: See = nothing,
+) -> torch.Tensor:
+    """Return the logits [B, T, V] of token ids, and tell what came out on the way.
+
+    Shorter sequences are padded on their right; no mask is needed, since causal layers never look ahead.
+    """
+    with torch.no_grad(), observed(model, on_layer, routers, on_router):
+        logits_BTV: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    return logits_BTV.float()

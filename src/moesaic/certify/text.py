@@ -1,0 +1,95 @@
+"""What a certificate is made on: real text, as token ids in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from moesaic.errors import CertificateError
+from moesaic.lazy import torch
+from moesaic.texts import builtin
+
+PIECE = 2048  # tokens; a longer text is compared in pieces, so that attention's cost and a model's context are kept
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to compare on: token ids of each sequence, and a name for the table."""
+
+    name: str
+    sequences: list[list[int]]
+
+    @classmethod
+    def read(cls, dense: Path, data: Path | None, max_tokens: int, vocab: int) -> Text:
+        """Tokenise the built-in passages or the user's text file, at most `max_tokens` in all.
+
+        A model folder without a tokenizer is compared on random token ids, and the table says so.
+
+        Raises:
+            CertificateError: if the file can't be read or holds no text.
+        """
+        passages = builtin() if data is None else [(data.name, _read(data))]
+        encode = _tokenizer(dense)
+        if encode is None:
+            key = int.from_bytes(hashlib.sha256(b"certificate").digest()[:4], "little")
+            ids = torch.randint(vocab, (4, max(max_tokens // 4, 8)), generator=torch.Generator().manual_seed(key))
+            return cls("random token ids (the model has no tokenizer)", ids.tolist())
+        share = max(max_tokens // len(passages), 2)
+        whole = [encode(text)[:share] for _, text in passages]
+        pieces = [ids[start : start + PIECE] for ids in whole for start in range(0, len(ids), PIECE)]
+        kept = [ids for ids in pieces if len(ids) > 1]
+        if not kept:
+            raise CertificateError(f"{data}: the text must hold at least two tokens. Got none. Give more text.")
+        return cls("built-in passages" if data is None else data.name, kept)
+
+    def batches(self, max_tokens: int) -> Iterator[Batch]:
+        """Yield the sequences in order, as many at once as fit into `max_tokens` with their padding; at least one."""
+        group: list[list[int]] = []
+        for ids in self.sequences:
+            longest = max(map(len, [*group, ids]))
+            if group and longest * (len(group) + 1) > max_tokens:
+                yield Batch(group)
+                group = []
+            group.append(ids)
+        yield Batch(group)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that run together, padded on their right."""
+
+    sequences: list[list[int]]
+
+    def ids(self) -> torch.Tensor:
+        """Return token ids [B, T]; what stands behind a sequence's end is never looked at."""
+        longest = max(map(len, self.sequences))
+        return torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in self.sequences])
+
+    def real(self, x_BT: torch.Tensor) -> torch.Tensor:
+        """Return what belongs to real tokens, [T, ...], from [B, T, ...] or [B * T, ...]."""
+        lengths = torch.tensor(list(map(len, self.sequences)))
+        real_BT = torch.arange(int(lengths.max())) < lengths[:, None]
+        return x_BT.reshape(real_BT.numel(), -1)[real_BT.flatten()]
+
+
+def _tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
+    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+        return None
+    import transformers  # noqa: PLC0415  # seconds of import, needed here only
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+
+    def encode(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text)["input_ids"]
+        return ids
+
+    return encode
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise CertificateError(f"{file}: the text must be readable UTF-8. Got: {error}.") from None
