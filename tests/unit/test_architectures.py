@@ -272,8 +272,8 @@ def test_all_faults_of_a_config_come_at_once_with_misspelt_keys() -> None:
     del broken["num_key_value_heads"], broken["hidden_size"]
     said = refusal(broken)
     assert "key 'num_key_value_head' is unknown. Did you mean 'num_key_value_heads'?" in said
-    assert "hidden_size must be a positive whole number. Got None." in said
-    assert "vocab_size must be a positive whole number. Got 'many'." in said
+    assert "hidden_size must be a whole number from 1 to 2147483647. Got None." in said
+    assert "vocab_size must be a whole number from 1 to 2147483647. Got 'many'." in said
     assert "rms_norm_eps must be a finite number. Got True." in said
     assert "attention_bias must be true or false. Got 1." in said
 
