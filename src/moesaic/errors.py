@@ -9,6 +9,8 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
+LONGEST = 2000  # characters of one problem
+
 
 class MoesaicError(Exception):
     """A fault of the input or the model, never of the caller's code: the CLI prints it and exits with 1."""
@@ -60,9 +62,9 @@ def brief(value: object) -> str:
 
 
 def listing(problems: Iterable[str], limit: int = 20) -> str:
-    """Join problems one a line; past `limit` only their number is said."""
+    """Join problems one a line; past `limit` only their number is said, and no line fills the screen."""
     lines = list(problems)
-    shown = [f"  - {line}" for line in lines[:limit]]
+    shown = [f"  - {line}" if len(line) <= LONGEST else f"  - {line[:LONGEST]}..." for line in lines[:limit]]
     if len(lines) > limit:
         shown.append(f"  - and {len(lines) - limit} more")
     return "\n".join(shown)

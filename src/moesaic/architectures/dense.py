@@ -192,9 +192,9 @@ LLAMA_TABLE = (
 ACTIVATIONS = frozenset(
     {"gelu", "gelu_10", "gelu_accurate", "gelu_fast", "gelu_new", "gelu_python", "gelu_python_tanh"}
     | {"gelu_pytorch_tanh", "laplace", "leaky_relu", "linear", "mish", "prelu", "quick_gelu", "relu", "relu2", "relu6"}
-    | {"sigmoid", "silu", "swish", "tanh", "xielu"}
+    | {"hardswish", "sigmoid", "silu", "sqrtsoftplus", "swish", "tanh", "xielu"}
 )
-"""What `hidden_act` may say: transformers' ACT2FN."""
+"""What `hidden_act` may say: the newest transformers' ACT2FN."""
 
 
 def rope_parameters(config: Config, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _audit_file(
                 left -= got
             progress(nbytes)
             if not finite:
-                bad.append(f"tensor '{name}' in {file.name}")
+                bad.append(f"tensor {name!r} in {file.name}")
     return digest.hexdigest()
 
 

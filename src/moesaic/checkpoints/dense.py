@@ -125,13 +125,13 @@ def _locate_sharded(folder: Path, weights: Any) -> dict[str, Located]:
             problems.append(str(error))
     for name, value in weights.items():
         if str(value) in headers and name not in headers[str(value)]:
-            problems.append(f"{value}: tensor '{name}' must be in it, as {INDEX} says. It is not.")
+            problems.append(f"{value}: tensor {name!r} must be in it, as {INDEX} says. It is not.")
     for shard, tensors in headers.items():
         for name in sorted(tensors):
             if name not in weights:
-                problems.append(f"{shard}: tensor '{name}' must be listed in {INDEX}. It is not.")
+                problems.append(f"{shard}: tensor {name!r} must be listed in {INDEX}. It is not.")
             elif str(weights[name]) in headers and weights[name] != shard:
-                problems.append(f"{shard}: tensor '{name}' must stand in one shard. Got it in {weights[name]} too.")
+                problems.append(f"{shard}: tensor {name!r} must stand in one shard. Got it in {weights[name]} too.")
     if problems:
         raise CheckpointError(f"{folder}: the checkpoint is not whole:\n{listing(problems)}")
     return {name: headers[shard][name] for name, shard in weights.items()}

@@ -43,7 +43,7 @@ def read_header(file: Path) -> dict[str, Located]:
     for name, entry in entries.items():
         parsed = _entry(entry)
         if isinstance(parsed, str):
-            problems.append(f"tensor '{name}' {parsed}")
+            problems.append(f"tensor {name!r} {parsed}")
             continue
         info, start, stop = parsed
         spans.append((start, stop, name))
@@ -51,7 +51,7 @@ def read_header(file: Path) -> dict[str, Located]:
     end = 0
     for start, stop, name in sorted(spans):
         if start != end:
-            problems.append(f"tensor '{name}' must start at byte {end} of the data. Got {start}")
+            problems.append(f"tensor {name!r} must start at byte {end} of the data. Got {start}")
         end = stop
     if not problems and end != size - begin:
         problems.append(f"its {len(spans)} tensors must fill {size - begin} bytes of data. Got {end}")

@@ -53,7 +53,7 @@ class Sparsity:
     def conversion(self, experts: ExpertInit, router: RouterInit | None) -> Options:
         """Return what these options and methods ask for."""
         if self.shared_expert and self.no_shared_expert:
-            raise UsageError("--shared-expert and --no-shared-expert exclude each other. Got both. Leave one out.")
+            raise UsageError("--shared-expert: it must not stand beside --no-shared-expert. Got both. Leave one out.")
         shared = True if self.shared_expert else False if self.no_shared_expert else None
         spec = MoESpec(self.num_experts, self.top_k, self.expert_size, shared, layers=Layers(self.layers))
         dtype = DTYPES[self.dtype] if self.dtype else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import dropwhile, takewhile
 from typing import Any, TypeVar
 
 import tyro
@@ -13,10 +14,12 @@ from moesaic.cli.usage import UsageError
 from moesaic.errors import did_you_mean
 
 T = TypeVar("T")
-BOX = re.compile(r"[╭╮╰╯│─]+")
+FRAME = re.compile(r"[-+─╭╮╰╯]{3,}|^[|│ ]+|[|│ ]+$")
 RULES = (
     (r"Error parsing (?P<what>--\S+): invalid literal for int\S* with base 10: (?P<got>.*)", "a whole number"),
     (r"Error parsing (?P<what>--\S+): could not convert string to float: (?P<got>.*)", "a number"),
+    (r"Error parsing (?P<what>--\S+): no type matching .*INT.* from \['(?P<got>.*)'\]\..*", "a whole number"),
+    (r"Error parsing (?P<what>--\S+): no type matching .*FLOAT.* from \['(?P<got>.*)'\]\..*", "a number"),
     (r"invalid choice (?P<got>.*) for argument '(?P<what>.*)'\. Expected one of \((?P<rule>.*)\)\.?", ""),
     (r"Missing value for argument '(?P<what>.*)'\..*(?P<got>)", "followed by a value"),
 )
@@ -60,9 +63,9 @@ def _refuse_unknown(command: str, args: list[str], flags: list[str]) -> None:
 
 
 def _in_our_form(text: str, command: str) -> str:
-    """Return tyro's box as a message; what stands between its first two rules says what is wrong."""
-    lines = [BOX.sub("", line).strip() for line in text.splitlines()[1:]]
-    body = lines[: lines.index("")] if "" in lines else lines
+    """Return tyro's box as a message; what stands between title and first rule says what is wrong."""
+    lines = [FRAME.sub("", line).strip() for line in text.splitlines()[1:]]
+    body = list(takewhile(bool, dropwhile(lambda line: not line, lines)))
     said = " ".join(body)
     for pattern, rule in RULES:
         found = re.fullmatch(pattern, said)

@@ -11,7 +11,7 @@ from moesaic.architectures.dense import Decoder, Part, Stored
 from moesaic.architectures.match import Match, match
 from moesaic.architectures.sparse import Runtime
 from moesaic.convert.outputs import Outputs
-from moesaic.errors import CheckpointError, PlanError, did_you_mean, listing
+from moesaic.errors import ArchitectureError, CheckpointError, PlanError, brief, did_you_mean, listing
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.spri import Spri
 from moesaic.plan import FLOATS, Plan, TensorInfo
@@ -93,6 +93,7 @@ def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, T
         ArchitectureError: no sparse class expresses the model. PlanError: the options contradict each other or the
         model. CheckpointError: the tensors are not those that the config promises. Each names all problems.
     """
+    _refuse_quantised(config)
     found = match(config, lambda decoder: request(decoder, options), options.target, options.runtime)
     shape = _shape(found, options)
     router = options.router or _default_router(options.experts, shape.layer)
@@ -106,9 +107,19 @@ def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, T
     else:
         prefix = _prefix(found, stored, tensors)
         stored = [_renamed(item, prefix) for item in stored]
-        stored, dropped = _reconcile(found, stored, tensors)
+        stored, dropped = _reconcile(found, stored, tensors, prefix)
     outputs = Outputs(found, shape, options.experts, tensors, stored, prefix, options.dtype, options.untie)
     return Conversion(options, found, shape, router, outputs, dropped, config)
+
+
+def _refuse_quantised(config: Mapping[str, Any]) -> None:
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        if part.get("quantization_config") is not None:
+            raise ArchitectureError(
+                "config.json: the weights must be plain floats. Got quantization_config = "
+                f"{brief(part['quantization_config'])}. Dequantise the model, or take the one it was made from."
+            )
 
 
 def request(decoder: Decoder, options: Options) -> dict[str, str]:
@@ -185,7 +196,7 @@ def _check_methods(options: Options, router: RouterInit, layer: LayerSpec) -> No
 def _config_dtype(text: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
     known = {torch_name: name for name, torch_name in FLOATS.items()}
     written = [config.get(key) for config in (text, whole) for key in ("dtype", "torch_dtype")]
-    return next((known[value] for value in written if value in known), "BF16")
+    return next((known[value] for value in written if isinstance(value, str) and value in known), "BF16")
 
 
 def _prefix(found: Match, stored: list[Stored], tensors: Mapping[str, TensorInfo]) -> Mapping[str, str]:
@@ -208,7 +219,7 @@ def _renamed(item: Stored, prefix: Mapping[str, str]) -> Stored:
 
 
 def _reconcile(
-    found: Match, stored: list[Stored], tensors: Mapping[str, TensorInfo]
+    found: Match, stored: list[Stored], tensors: Mapping[str, TensorInfo], prefix: Mapping[str, str]
 ) -> tuple[list[Stored], dict[str, str]]:
     """Hold the checkpoint against what its config promises; return all tensors with their roles, and those dropped."""
     expected = {item.name: item for item in stored}
@@ -216,28 +227,29 @@ def _reconcile(
     for item in stored:
         if item.name not in tensors:
             problems.append(
-                f"tensor '{item.name}' {list(item.shape)} must be there, as the config says. It is missing."
+                f"tensor {item.name!r} {list(item.shape)} must be there, as the config says. It is missing."
             )
         elif tensors[item.name].shape != item.shape:
             got = list(tensors[item.name].shape)
-            problems.append(f"tensor '{item.name}' must have the config's shape {list(item.shape)}. Got {got}.")
+            problems.append(f"tensor {item.name!r} must have the config's shape {list(item.shape)}. Got {got}.")
         elif tensors[item.name].dtype not in FLOATS:
             problems.append(
-                f"tensor '{item.name}' must be of a float dtype. Got {tensors[item.name].dtype}. Dequantise the model."
+                f"tensor {item.name!r} must be of a float dtype. Got {tensors[item.name].dtype}. Dequantise the model."
             )
     dropped: dict[str, str] = {}
     kept = list(stored)
+    text_layers = prefix.get("model.", "model.") + "layers."
     for name in tensors.keys() - expected.keys():
         if name.endswith("rotary_emb.inv_freq"):
             dropped[name] = "a buffer that every class computes for itself"
         elif found.decoder.tied and name.endswith("lm_head.weight"):
             dropped[name] = "the output head is tied to the embedding"
-        elif found.wrapper is not None:
+        elif found.wrapper is not None and not name.startswith(text_layers):
             shape = tensors[name].shape
             kept.append(Stored(name, shape, None, (Part("other", 0, shape[0] if shape else 1),)))
         else:
             hint = did_you_mean(name, expected)
-            problems.append(f"tensor '{name}' must belong to a {found.family.model_type} model. It is unknown.{hint}")
+            problems.append(f"tensor {name!r} must belong to a {found.family.model_type} model. It is unknown.{hint}")
     if problems:
         raise CheckpointError(f"The checkpoint is not what its config says:\n{listing(sorted(problems))}")
     order = {name: i for i, name in enumerate(tensors)}
