@@ -40,6 +40,7 @@ GEMMA4_MOE = SparseTarget(
     router=LAYER + "router.proj.weight",
     shared=expert_tensors(LAYER + "mlp."),
     shared_required=True,
+    norms_branches=True,
     copies={"ffn_norm": LAYER + "pre_feedforward_layernorm_2.weight"},
     constants=(
         Constant(LAYER + "router.scale", "D", 1.0),

@@ -74,6 +74,8 @@ class SparseTarget:
         shared_required: the class always has a shared expert.
         shared_gate: factor that the class applies to the shared expert at init (0.5 for a sigmoid gate whose weight is
             zero); its last linear is divided by it, so that the shared expert is exact.
+        norms_branches: the class normalises the outputs of shared and routed experts before it adds them, so that a
+            small correction beside a whole shared copy would be blown up.
         folds: features that are computed into the weights instead of being expressed (`norm_offset`,
             `embedding_scale`, `interleaved_rotary`); folding is exact up to one rounding to the stored dtype.
         constants: tensors with one value. rename: role -> template, where names differ from the dense ones.
@@ -99,6 +101,7 @@ class SparseTarget:
     limits: tuple[Limit, ...] = ()
     shared_required: bool = False
     shared_gate: float = 1.0
+    norms_branches: bool = False
     folds: frozenset[str] = frozenset()
     constants: tuple[Constant, ...] = ()
     rename: Mapping[str, str] = field(default_factory=dict)
@@ -116,10 +119,12 @@ class SparseTarget:
         """
         if decoder.body not in self.bodies:
             return [f"attention, norms and residuals are those of '{decoder.family}'"]
-        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert"}
+        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert", "residual_experts"}
         wanted = {**decoder.features, **request}
         found = [reason for feature, reason in wanted.items() if feature not in known]
         found += [reason for feature, reason in self.requires.items() if feature not in wanted]
+        if self.norms_branches and "residual_experts" in request:
+            found.append(f"the class normalises routed and shared output each ({request['residual_experts']})")
         if self.shared_required and "no_shared_expert" in request:
             found.append(f"the class always has a shared expert ({request['no_shared_expert']})")
         if shape is not None:

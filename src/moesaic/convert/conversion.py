@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from moesaic.architectures.dense import Decoder, Part, Stored
+from moesaic.architectures.dense import Decoder
 from moesaic.architectures.match import Match, match
-from moesaic.architectures.sparse import Runtime
+from moesaic.architectures.sparse import Runtime, SparseTarget
+from moesaic.convert.holdings import held, promised
 from moesaic.convert.outputs import Outputs
-from moesaic.errors import ArchitectureError, CheckpointError, PlanError, brief, did_you_mean, listing
+from moesaic.errors import ArchitectureError, PlanError, brief, listing
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.spri import Spri
 from moesaic.plan import FLOATS, Plan, TensorInfo
@@ -51,7 +52,7 @@ class Conversion:
 
     Args:
         options: as given. match: which family becomes which sparse class. shape: all numbers. router: the one used.
-        outputs: makes the plan. dropped: source tensors that are left out on purpose, with reasons.
+        outputs: makes the plan.
         dense_config: config.json of the source.
     """
 
@@ -60,13 +61,12 @@ class Conversion:
     shape: ModelShape
     router: RouterInit
     outputs: Outputs
-    dropped: Mapping[str, str]
     dense_config: Mapping[str, Any]
 
     @cached_property
     def plan(self) -> Plan:
         """Every output tensor and where its bytes come from."""
-        return self.outputs.plan(self.dropped)
+        return self.outputs.plan()
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -79,6 +79,8 @@ class Conversion:
             return {"architectures": [target.class_name], **text}
         whole = {**self.dense_config, "dtype": dtype, self.match.wrapper.text_key: text}
         whole.pop("torch_dtype", None)
+        for key, value in self.match.wrapper.becomes.get(target.model_type, {}).items():
+            whole[key] = {**whole.get(key, {}), **value} if isinstance(value, Mapping) else value
         return whole
 
 
@@ -94,22 +96,20 @@ def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, T
         model. CheckpointError: the tensors are not those that the config promises. Each names all problems.
     """
     _refuse_quantised(config)
-    found = match(config, lambda decoder: request(decoder, options), options.target, options.runtime)
-    shape = _shape(found, options)
+    found = match(
+        config,
+        lambda decoder: request(decoder, options),
+        options.target,
+        options.runtime,
+        lambda decoder, target: _shape(decoder, target, options),
+    )
+    shape = _shape(found.decoder, found.target, options)
     router = options.router or _default_router(options.experts, shape.layer)
     _check_methods(options, router, shape.layer)
-    stored = list(found.family.tensors(found.decoder))
-    prefix: Mapping[str, str] = {}
-    dropped: dict[str, str] = {}
-    if tensors is None:
-        dtype = _config_dtype(found.decoder.config, config)
-        tensors = {item.name: TensorInfo(dtype, item.shape) for item in stored}
-    else:
-        prefix = _prefix(found, stored, tensors)
-        stored = [_renamed(item, prefix) for item in stored]
-        stored, dropped = _reconcile(found, stored, tensors, prefix)
-    outputs = Outputs(found, shape, options.experts, tensors, stored, prefix, options.dtype, options.untie)
-    return Conversion(options, found, shape, router, outputs, dropped, config)
+    holdings = promised(found, config) if tensors is None else held(found, tensors)
+    found = replace(found, decoder=holdings.decoder)
+    outputs = Outputs(found, shape, options.experts, holdings, options.dtype, options.untie)
+    return Conversion(options, found, shape, router, outputs, config)
 
 
 def _refuse_quantised(config: Mapping[str, Any]) -> None:
@@ -135,6 +135,8 @@ def request(decoder: Decoder, options: Options) -> dict[str, str]:
         found["shared_expert"] = "a shared expert is asked for"
     elif options.spec.shared_expert is False:
         found["no_shared_expert"] = "--no-shared-expert"
+    if options.experts.residual:
+        found["residual_experts"] = f"--experts {options.experts.name()} makes small corrections"
     if not options.spec.normalize_gates:
         found["unnormalized_gates"] = "gates that are not renormalised are asked for"
     return found
@@ -147,11 +149,11 @@ def _layers(decoder: Decoder, spec: MoESpec) -> tuple[int, ...]:
         raise PlanError(str(error)) from None
 
 
-def _shape(found: Match, options: Options) -> ModelShape:
-    spec, decoder = options.spec, found.decoder
+def _shape(decoder: Decoder, target: SparseTarget, options: Options) -> ModelShape:
+    spec = options.spec
     shared = spec.shared_expert
     if shared is None:
-        shared = options.experts.residual or found.target.shared_required
+        shared = options.experts.residual or target.shared_required
     layer = LayerSpec(
         num_experts=spec.num_experts,
         top_k=spec.top_k,
@@ -160,7 +162,6 @@ def _shape(found: Match, options: Options) -> ModelShape:
         expert_size=spec.expert_size or options.experts.expert_size(decoder.width, spec.num_experts),
         shared_expert=shared,
         normalize_gates=spec.normalize_gates,
-        gated=any(part.role == "gate" for item in found.family.tensors(decoder) for part in item.parts),
     )
     return ModelShape(layer, _layers(decoder, spec), decoder.num_layers)
 
@@ -191,66 +192,3 @@ def _check_methods(options: Options, router: RouterInit, layer: LayerSpec) -> No
         )
     if problems:
         raise PlanError("This conversion can't be made:\n" + listing(problems))
-
-
-def _config_dtype(text: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
-    known = {torch_name: name for name, torch_name in FLOATS.items()}
-    written = [config.get(key) for config in (text, whole) for key in ("dtype", "torch_dtype")]
-    return next((known[value] for value in written if isinstance(value, str) and value in known), "BF16")
-
-
-def _prefix(found: Match, stored: list[Stored], tensors: Mapping[str, TensorInfo]) -> Mapping[str, str]:
-    """Return the composite's name map whose embedding stands in the checkpoint."""
-    if found.wrapper is None:
-        return {}
-    embed = next(item for item in stored if item.parts[0].role == "embed")
-    for prefix in found.wrapper.prefixes:
-        if _renamed(embed, prefix).name in tensors:
-            return prefix
-    tried = [_renamed(embed, prefix).name for prefix in found.wrapper.prefixes]
-    raise CheckpointError(f"The checkpoint must hold the text embedding under one of {', '.join(tried)}. It has none.")
-
-
-def _renamed(item: Stored, prefix: Mapping[str, str]) -> Stored:
-    for text, disk in prefix.items():
-        if item.name.startswith(text):
-            return Stored(disk + item.name.removeprefix(text), item.shape, item.layer, item.parts)
-    return item
-
-
-def _reconcile(
-    found: Match, stored: list[Stored], tensors: Mapping[str, TensorInfo], prefix: Mapping[str, str]
-) -> tuple[list[Stored], dict[str, str]]:
-    """Hold the checkpoint against what its config promises; return all tensors with their roles, and those dropped."""
-    expected = {item.name: item for item in stored}
-    problems: list[str] = []
-    for item in stored:
-        if item.name not in tensors:
-            problems.append(
-                f"tensor {item.name!r} {list(item.shape)} must be there, as the config says. It is missing."
-            )
-        elif tensors[item.name].shape != item.shape:
-            got = list(tensors[item.name].shape)
-            problems.append(f"tensor {item.name!r} must have the config's shape {list(item.shape)}. Got {got}.")
-        elif tensors[item.name].dtype not in FLOATS:
-            problems.append(
-                f"tensor {item.name!r} must be of a float dtype. Got {tensors[item.name].dtype}. Dequantise the model."
-            )
-    dropped: dict[str, str] = {}
-    kept = list(stored)
-    text_layers = prefix.get("model.", "model.") + "layers."
-    for name in tensors.keys() - expected.keys():
-        if name.endswith("rotary_emb.inv_freq"):
-            dropped[name] = "a buffer that every class computes for itself"
-        elif found.decoder.tied and name.endswith("lm_head.weight"):
-            dropped[name] = "the output head is tied to the embedding"
-        elif found.wrapper is not None and not name.startswith(text_layers):
-            shape = tensors[name].shape
-            kept.append(Stored(name, shape, None, (Part("other", 0, shape[0] if shape else 1),)))
-        else:
-            hint = did_you_mean(name, expected)
-            problems.append(f"tensor {name!r} must belong to a {found.family.model_type} model. It is unknown.{hint}")
-    if problems:
-        raise CheckpointError(f"The checkpoint is not what its config says:\n{listing(sorted(problems))}")
-    order = {name: i for i, name in enumerate(tensors)}
-    return sorted(kept, key=lambda item: order[item.name]), dropped

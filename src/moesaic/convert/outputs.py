@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from moesaic.architectures.dense import LLAMA_TABLE, Decoder, Part, Stored
 from moesaic.architectures.match import Match
 from moesaic.architectures.sparse import Constant, ExpertTensor
+from moesaic.convert.holdings import Holdings
 from moesaic.experts.base import ExpertInit
 from moesaic.plan import FLOATS, Copy, Fill, Fold, Output, Piece, Plan, Routed, Router, Rows, Shared, TensorInfo
 from moesaic.shapes import Matrix
@@ -26,17 +27,14 @@ class Outputs:
 
     Args:
         match: family, decoder, target and wrapper. shape: the sparse model's numbers. experts: the method.
-        sources: dtype and shape of every dense tensor, by its name on disk. stored: their roles, names on disk.
-        prefix: text-model name prefix -> prefix on disk (empty but for composites).
+        holdings: the dense tensors and their roles.
         dtype: cast floats to this; None: keep each tensor's. untie: write an output head although it is tied.
     """
 
     match: Match
     shape: ModelShape
     experts: ExpertInit
-    sources: Mapping[str, TensorInfo]
-    stored: Sequence[Stored]
-    prefix: Mapping[str, str]
+    holdings: Holdings
     dtype: str | None = None
     untie: bool = False
 
@@ -71,7 +69,7 @@ class Outputs:
     def ffns(self) -> dict[int, dict[Matrix, Rows]]:
         """Where the dense FFN of each MoE layer stands."""
         found: dict[int, dict[Matrix, Rows]] = {layer: {} for layer in self.shape.moe_layers}
-        for tensor in self.stored:
+        for tensor in self.holdings.stored:
             for part in tensor.parts:
                 for role in FFN_ROLES:
                     if part.role == role and tensor.layer in found:
@@ -81,20 +79,23 @@ class Outputs:
     @cached_property
     def new_dtype(self) -> str:
         """The dtype of tensors that the dense model does not have: that of its FFNs."""
-        return self.dtype or self.sources[self.ffns[self.shape.moe_layers[0]]["up"].tensor].dtype
+        return self.dtype or self.holdings.infos[self.ffns[self.shape.moe_layers[0]]["up"].tensor].dtype
 
-    def plan(self, dropped: Mapping[str, str]) -> Plan:
+    def plan(self) -> Plan:
         """Return the plan: embeddings first, then layer by layer."""
         by_layer: dict[int | None, list[Output]] = {}
-        for tensor in self.stored:
+        for tensor in self.holdings.stored:
             for part in tensor.parts:
                 if tensor.layer not in self.ffns or part.role not in FFN_ROLES:
                     by_layer.setdefault(tensor.layer, []).append(self._body(tensor, part))
+                if tensor.layer in self.ffns and part.role in self.match.target.copies:
+                    name = self._named(self.match.target.copies[part.role], tensor.layer)
+                    by_layer[tensor.layer].append(self._kept(name, Copy(Rows(tensor.name, part.start, part.stop))))
         outputs = by_layer.get(None, [])
         if self.writes_head:
-            embed = next(t for t in self.stored if t.parts[0].role == "embed")
+            embed = next(t for t in self.holdings.stored if t.parts[0].role == "embed")
             rows = Rows(embed.name, 0, embed.shape[0])
-            outputs.append(self._kept(self._on_disk(LLAMA_NAMES["head"]), Copy(rows)))
+            outputs.append(self._kept(self.holdings.on_disk(LLAMA_NAMES["head"]), Copy(rows)))
         outputs += self._constants("model", None)
         for layer in range(self.shape.num_layers):
             outputs += by_layer.get(layer, [])
@@ -102,19 +103,13 @@ class Outputs:
             if layer in self.ffns:
                 outputs += self._sparse(layer)
             outputs += self._constants("moe" if layer in self.ffns else "dense", layer)
-        return Plan(self.sources, self.ffns, tuple(outputs), dropped)
-
-    def _on_disk(self, name: str) -> str:
-        for text, disk in self.prefix.items():
-            if name.startswith(text):
-                return disk + name.removeprefix(text)
-        return name
+        return Plan(self.holdings.infos, self.ffns, tuple(outputs), self.holdings.dropped)
 
     def _body(self, tensor: Stored, part: Part) -> Output:
         """Return a tensor outside the sparse FFNs: copied, or with a feature folded in."""
         rows = Rows(tensor.name, part.start, part.stop)
         template = self.match.target.rename.get(part.role) or (LLAMA_NAMES[part.role] if len(tensor.parts) > 1 else "")
-        name = self._on_disk(template.format(layer=tensor.layer)) if template else tensor.name
+        name = self.holdings.on_disk(template.format(layer=tensor.layer)) if template else tensor.name
         dense = self.match.decoder
         if "norm_offset" in self.folds and part.role.endswith("_norm"):
             return self._kept(name, Fold(rows, offset=dense.norm_offset))
@@ -128,7 +123,7 @@ class Outputs:
     def _kept(self, name: str, origin: Copy | Fold) -> Output:
         """Return an output with the dtype and trailing shape of its source, cast where a dtype is asked for."""
         rows = origin.rows
-        info = self.sources[rows.tensor]
+        info = self.holdings.infos[rows.tensor]
         dtype = self.dtype if self.dtype and info.dtype in FLOATS else info.dtype
         new = TensorInfo(dtype, (rows.stop - rows.start, *info.shape[1:]) if info.shape else ())
         if dtype != info.dtype and isinstance(origin, Copy):
@@ -153,7 +148,7 @@ class Outputs:
             yield Output(self._named(tensor.name, layer), self._block(tensor, moe.width), self._shared(tensor, layer))
 
     def _named(self, template: str, layer: int | None, expert: int = 0) -> str:
-        return self._on_disk(template.format(layer=layer, expert=expert))
+        return self.holdings.on_disk(template.format(layer=layer, expert=expert))
 
     def _routed(self, tensor: ExpertTensor, layer: int) -> list[tuple[Piece, ...]]:
         """Return the pieces of each expert's part of a tensor; copies are the same for all."""
@@ -176,12 +171,12 @@ class Outputs:
 
     def _copies(self, matrix: Matrix, layer: int, factor: float) -> bool:
         """Whether the dense matrix's bytes can stand in the output as they are."""
-        same_dtype = self.sources[self.ffns[layer][matrix].tensor].dtype == self.new_dtype
+        same_dtype = self.holdings.infos[self.ffns[layer][matrix].tensor].dtype == self.new_dtype
         return same_dtype and (factor == 1.0 or matrix not in SCALED)
 
     def _copy_pieces(self, tensor: ExpertTensor, layer: int) -> tuple[Piece, ...]:
         rows = [self.ffns[layer][m] for m in tensor.matrices]
-        width = [self.sources[r.tensor].nbytes // self.sources[r.tensor].shape[0] for r in rows]
+        width = [self.holdings.infos[r.tensor].nbytes // self.holdings.infos[r.tensor].shape[0] for r in rows]
         return tuple(Piece(Copy(r), (r.stop - r.start) * w) for r, w in zip(rows, width, strict=True))
 
     def _block(self, tensor: ExpertTensor, width: int) -> TensorInfo:
