@@ -74,6 +74,21 @@ class ExpertInit(Method, ABC):
         """Whether the layer at init computes exactly what the dense FFN does, for every router that is let pass."""
         return False
 
+    def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
+        """Return about how many bytes of new memory `experts` holds at its peak, the expert it yields included.
+
+        The default: every matrix that isn't verbatim in at least float32, and two more on the way.
+
+        Args:
+            item_bytes: of one dense weight.
+        """
+        made = len({"gate", "up", "down"} - self.verbatim(layer) - (set() if layer.gated else {"gate"}))
+        return (made + 2) * layer.expert_size * layer.hidden * max(item_bytes, 4) if made else 0
+
+    def operations(self, layer: LayerSpec) -> float:
+        """Return about how many float64 operations of linear algebra one layer takes, making each weight aside."""
+        return 0.0
+
     @abstractmethod
     def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
         """Yield the routed experts in order, each of width `layer.expert_size`.

@@ -46,6 +46,12 @@ class DropUpcycling(ExpertInit):
     def preserves_function(self, layer: LayerSpec) -> bool:
         return self._count(layer) == 0 and layer.normalize_gates
 
+    def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
+        """The matrices in the dense dtype; before the last of them, its old neurons, these in float32 and the draws."""
+        made, item = (3 if layer.gated else 2), max(item_bytes, 4)
+        held = max((made - 1) * item_bytes + self.ratio * (item_bytes + 2 * item), made * item_bytes)
+        return int(held * layer.width * layer.hidden)
+
     def _count(self, layer: LayerSpec) -> int:
         return int(self.ratio * layer.width)
 

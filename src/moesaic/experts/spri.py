@@ -49,6 +49,17 @@ class Spri(ResidualInit):
     def identical(self, layer: LayerSpec) -> bool:
         return self.noise == 0 and layer.top_k == layer.num_experts
 
+    def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
+        """The Gram matrix, its eigenvectors and LAPACK's two, or the wide weight, a block, an expert and the axes."""
+        short, item = min(layer.hidden, layer.width), max(item_bytes, 4)
+        made = (3 if item_bytes < item else 2) * layer.hidden * layer.width + short**2
+        return max(4 * 8 * short**2, made * item)
+
+    def operations(self, layer: LayerSpec) -> float:
+        """One Gram matrix, its eigenvectors (as 13 n^3), and a projection on all of them in float32."""
+        short, long = sorted((layer.hidden, layer.width))
+        return 3 * short**2 * long + 13 * short**3
+
     def corrections(self, weight: torch.Tensor, layer: LayerSpec, stream: Stream) -> Iterator[torch.Tensor]:
         energies, axes = principal_axes(weight)
         norm = float(energies.sum().sqrt())
