@@ -19,7 +19,7 @@ from moesaic.routers.base import RouterInit
 from moesaic.spec import MoESpec
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, done since the last call, in all); stages are check, write (bytes) and certify (sequences)."""
+"""Called with (stage, done since the last call, in all); stages are check, write (bytes) and certify (layers)."""
 
 
 @dataclass(frozen=True)

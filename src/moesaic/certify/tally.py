@@ -9,7 +9,7 @@ from moesaic.errors import CertificateError
 from moesaic.lazy import torch
 from moesaic.routing import Routing
 
-CHUNK = 1 << 21  # logits compared at once, so that their float64 copies stay small
+CHUNK = 1 << 19  # logits compared at once, so that their float64 copies stay in cache
 
 
 @dataclass
@@ -97,15 +97,20 @@ class Tally:
             self._rows(dense_TV[start:stop], moe_TV[start:stop], ids_T[start + 1 : stop + 1])
 
     def _rows(self, dense_TV: torch.Tensor, moe_TV: torch.Tensor, next_T: torch.Tensor) -> None:
-        dense_TV, moe_TV = dense_TV.double(), moe_TV.double()
-        for name, logits_TV in (("dense", dense_TV), ("MoE", moe_TV)):
-            if not bool(logits_TV.isfinite().all()):
-                raise CertificateError(f"The {name} model: logits must be finite. Got NaN or infinity on this text.")
-        log_p_TV, log_q_TV = dense_TV.log_softmax(-1), moe_TV.log_softmax(-1)
-        self.kl.add((log_p_TV.exp() * (log_p_TV - log_q_TV)).sum(-1))
-        best_TV = dense_TV == dense_TV.amax(-1, keepdim=True)
-        self.agreement.add((best_TV & (moe_TV == moe_TV.amax(-1, keepdim=True))).any(-1))
+        log_p_TV, log_q_TV = dense_TV.double().log_softmax(-1), moe_TV.double().log_softmax(-1)
+        kl_T = torch.linalg.vecdot(log_p_TV.exp(), log_p_TV - log_q_TV)
+        diff = torch.linalg.vector_norm(dense_TV - moe_TV, torch.inf)
+        if not bool((kl_T.sum() + diff).isfinite()):
+            name = "MoE" if bool(dense_TV.isfinite().all()) else "dense"
+            raise CertificateError(f"The {name} model: logits must be finite. Got NaN or infinity on this text.")
+        self.kl.add(kl_T)
+        self.max_logit_diff = max(self.max_logit_diff, float(diff))
+        self.max_logit = max(self.max_logit, float(torch.linalg.vector_norm(dense_TV, torch.inf)))
         for loss, log_TV in ((self.dense_loss, log_p_TV), (self.moe_loss, log_q_TV)):
             loss.add(-log_TV[: len(next_T)].gather(-1, next_T[:, None]))
-        self.max_logit_diff = max(self.max_logit_diff, float((dense_TV - moe_TV).abs().amax()))
-        self.max_logit = max(self.max_logit, float(dense_TV.abs().amax()))
+        self.agreement.add(_best(dense_TV, moe_TV) | _best(moe_TV, dense_TV))
+
+
+def _best(a_TV: torch.Tensor, b_TV: torch.Tensor) -> torch.Tensor:
+    """Return whether what `a` likes best is, alone or in a tie, what `b` likes best, [T]."""
+    return b_TV.gather(-1, a_TV.argmax(-1, keepdim=True))[:, 0] == b_TV.amax(-1)

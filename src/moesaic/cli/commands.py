@@ -76,6 +76,7 @@ def certify(args: list[str]) -> None:
             options.moe,
             data=options.data,
             max_tokens=options.max_tokens,
+            streaming=options.layer_by_layer or None,
             progress=lambda done, total: bars("certify", done, total),
         )
     if options.json:

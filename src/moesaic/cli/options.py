@@ -118,6 +118,8 @@ class CertifyOptions:
     """A text file; built-in passages if left out."""
     max_tokens: int = 1024
     """Tokens compared in all."""
+    layer_by_layer: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Hold one layer in memory at a time; done without asking where both models do not fit."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of tables."""
 
