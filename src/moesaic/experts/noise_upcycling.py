@@ -21,6 +21,8 @@ USED = {
     "relative": {"strength"},
     "rotate": {"strength"},
 }
+NEURONS = 1024
+"""Neurons rotated at a time, so that what is computed on the way stays small beside the weight."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,7 @@ class NoiseUpcycling(ExpertInit):
             case "add_rows":
                 return self._add_rows(weight, neuron_axis, stream)
             case "replace_elements":
-                uniform = torch.from_numpy(stream.child("which").generator().random(tuple(weight.shape)))
-                return torch.where(uniform < self.fraction, redrawn(weight, stream), weight)
+                return self._replace_elements(weight, stream)
             case "relative":
                 return noisy(weight, self.strength * float(weight.std(correction=0)), stream)
             case "rotate":
@@ -101,11 +102,21 @@ class NoiseUpcycling(ExpertInit):
         noise = normal_like(weight.new_empty(shape if axis == 0 else shape[::-1]), stream)
         return weight.index_add(axis, neurons, noise, alpha=self.std)
 
+    def _replace_elements(self, weight: torch.Tensor, stream: Stream) -> torch.Tensor:
+        new, which = redrawn(weight, stream), stream.child("which").generator()
+        for fresh, old in zip(new, weight, strict=True):  # row by row: float64 draws for all are twice the weight
+            kept = torch.from_numpy(which.random(len(old))) >= self.fraction
+            torch.where(kept, old, fresh, out=fresh)
+        return new
+
     def _rotate(self, weight: torch.Tensor, axis: int, stream: Stream) -> torch.Tensor:
         hidden = weight.shape[axis]
         order = torch.from_numpy(stream.child("pairs").permutation(hidden))
         left, right = order[: hidden // 2], order[hidden // 2 : hidden // 2 * 2]
         angle = self.strength * normal_like(weight.new_empty(hidden // 2), stream)
         cos, sin = (f(angle).unsqueeze(1 - axis) for f in (torch.cos, torch.sin))
-        x, y = weight.index_select(axis, left), weight.index_select(axis, right)
-        return weight.index_copy(axis, left, cos * x - sin * y).index_copy_(axis, right, sin * x + cos * y)
+        turned = weight.clone()
+        for part in turned.split(NEURONS, 1 - axis):
+            x, y = part.index_select(axis, left), part.index_select(axis, right)
+            part.index_copy_(axis, left, cos * x - sin * y).index_copy_(axis, right, sin * x + cos * y)
+        return turned
