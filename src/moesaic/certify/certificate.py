@@ -20,7 +20,8 @@ class Certificate:
         tokens: compared. text: what was read. max_logit_diff, max_logit: over all tokens and the vocabulary.
         kl: KL(dense || MoE), nats per token. agreement: share of tokens with the same most likely next token, 0-1.
         dense_loss, moe_loss: next-token cross-entropy, nats per token; loss_change: MoE minus dense.
-        promised: whether the method claims to keep the function. layers: one row per decoder layer.
+        promised: whether the method claims to keep the function, which is then checked; up to one rounding of its
+            computed weights to the dtype `rounds_to`, None where all are copies. layers: one row per decoder layer.
     """
 
     tokens: int
@@ -33,10 +34,11 @@ class Certificate:
     moe_loss: float
     loss_change: float
     promised: bool
+    rounds_to: str | None
     layers: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, tally: Tally, text: str, *, promised: bool) -> Certificate:
+    def of(cls, tally: Tally, text: str, *, promised: bool, rounds_to: str | None = None) -> Certificate:
         """Round what was counted: three figures, and none that is finer than rounding noise in float32."""
         return cls(
             tokens=tally.kl.count,
@@ -49,6 +51,7 @@ class Certificate:
             moe_loss=round(tally.moe_loss.value, 4),
             loss_change=figures(tally.moe_loss.value - tally.dense_loss.value, 1e-6),
             promised=promised,
+            rounds_to=rounds_to,
             layers=[{"layer": i, **_row(layer)} for i, layer in sorted(tally.layers.items())],
         )
 
@@ -80,7 +83,8 @@ class Certificate:
         for key, title in optional.items():
             if values := [row[key] for row in self.layers if key in row]:
                 table.append((title, _span(values)))
-        table.append(("function preserved", "promised and kept" if self.promised else "not promised"))
+        kept = "promised and kept" + (f", up to rounding to {self.rounds_to}" if self.rounds_to else "")
+        table.append(("function preserved", kept if self.promised else "not promised"))
         return table
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from moesaic.checkpoints.journal import NAME as JOURNAL
 from moesaic.errors import CheckpointError
 
+CONFIG = "config.json"
 RECORD = "moesaic.json"
 
 
@@ -34,6 +35,7 @@ def clear(folder: Path, keep: Collection[str]) -> None:
 def discard(folder: Path, mark: str = RECORD) -> None:
     """Remove a folder of ours, if it is there; the file that says so goes last, so that a killed removal can go on."""
     if folder.exists():
+        (folder / CONFIG).unlink(missing_ok=True)  # first: half a model must not look like one
         clear(folder, keep=(mark,))
         (folder / mark).unlink(missing_ok=True)
         folder.rmdir()

@@ -16,10 +16,9 @@ from typing import Any, Protocol
 from moesaic.checkpoints.journal import NAME as JOURNAL
 from moesaic.checkpoints.journal import Journal, Key
 from moesaic.checkpoints.layout import BLOCK, Shard
-from moesaic.checkpoints.place import clear, discard, partial, replaced
+from moesaic.checkpoints.place import CONFIG, clear, discard, partial, replaced
 from moesaic.errors import CheckpointError
 
-CONFIG = "config.json"
 COPY_CHUNK = 8 << 20  # bytes; used only between file systems that can't copy in the kernel
 
 

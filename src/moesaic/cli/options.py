@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Optional, get_type_hints
 
 import tyro
 
@@ -31,7 +31,7 @@ class Sparsity:
     """Routed experts in each MoE layer."""
     top_k: int = 2
     """Routed experts for each token."""
-    expert_size: int | None = None
+    expert_size: Optional[int] = None
     """Width of one expert in neurons; the expert init's natural size if left out."""
     shared_expert: tyro.conf.FlagCreatePairsOff[bool] = False
     """Put an always-on expert beside the routed ones (the default of residual methods such as spri)."""
@@ -39,11 +39,11 @@ class Sparsity:
     """No shared expert."""
     layers: str = "all"
     """Which layers become MoE: all, every:N, first:N, last:N, or a list such as 3,7,11."""
-    target: str | None = None
+    target: Optional[str] = None
     """Model type of the sparse class; the preferred one that expresses the model exactly if left out."""
     runtime: Annotated[Runtime, tyro.conf.arg(name="for")] = "transformers"
     """What shall serve the model; targets that would be wrong or not load there are refused."""
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    dtype: Optional[Literal["float32", "float16", "bfloat16"]] = None
     """Cast all weights; kept as they are if left out."""
     untie: tyro.conf.FlagCreatePairsOff[bool] = False
     """Write the output head although it is tied to the embedding (SGLang and llama.cpp's GLM4 need it)."""
@@ -66,9 +66,9 @@ class PlanOptions(Sparsity):
 
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")] = tyro.MISSING
     """A model folder, a config.json alone, a hub id, a GGUF file, or a name of `moesaic sources`."""
-    tokens: float | None = None
+    tokens: Optional[float] = None
     """Tokens you can train on; sharpens the advice."""
-    dense_tokens: float | None = None
+    dense_tokens: Optional[float] = None
     """Tokens the dense model was trained on; sharpens the advice."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of tables."""
@@ -82,13 +82,13 @@ class UpcycleOptions(Sparsity):
     """A model folder, a hub id, a GGUF file, or a name of `moesaic sources`."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")] = tyro.MISSING
     """The folder to make."""
-    data: Path | None = None
+    data: Optional[Path] = None
     """A text file to certify on; built-in passages if left out."""
     no_certify: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave the certificate out."""
     max_shard_size: str = "5GB"
     """No shard is larger; a number with B, KB, MB, GB or TB (powers of 1000)."""
-    workers: int | None = None
+    workers: Optional[int] = None
     """Threads; one per core, at most 8, if left out."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue an interrupted conversion; it ends in the same bytes."""
@@ -114,7 +114,7 @@ class CertifyOptions:
     """The dense model: folder, hub id, GGUF file or name."""
     moe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MOE")] = tyro.MISSING
     """The folder that moesaic made from it."""
-    data: Path | None = None
+    data: Optional[Path] = None
     """A text file; built-in passages if left out."""
     max_tokens: int = 1024
     """Tokens compared in all."""
@@ -155,16 +155,24 @@ def parse(command: str, options: type[Sparsity], args: list[str]) -> tuple[Any, 
     """
     args, experts = _named(args, "--experts", "spri", registry("moesaic.experts", ExpertInit))
     args, router = _named(args, "--router", None, registry("moesaic.routers", RouterInit))
-    fields: list[Any] = [("experts", experts, dataclasses.field(default_factory=experts))]
-    if router:
-        fields.append(("router", router, dataclasses.field(default_factory=router)))
-    full = dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True)
+    fields = [("experts", _plain(experts)), *([("router", _plain(router))] if router else [])]
+    full = dataclasses.make_dataclass(options.__name__, fields, bases=(options,), frozen=True, kw_only=True)
     full.__doc__ = (options.__doc__ or "") + (
         "\n\n--experts METHOD and --router METHOD choose the inits (`moesaic methods` lists them); "
         "their fields follow as --experts.FIELD and --router.FIELD."
     )
     found: Any = parsed(full, command, args)
-    return found, found.experts, getattr(found, "router", None)
+    return found, experts(**vars(found.experts)), router(**vars(found.router)) if router else None
+
+
+def _plain(method: type[Method]) -> type[Any]:
+    """Return a method's fields as a plain dataclass: tyro checks classes of a metaclass (ABC) by typeguard, too."""
+    hints = get_type_hints(method)
+    given = dataclasses.fields(method)
+    fields = [(item.name, hints[item.name], dataclasses.field(default=item.default)) for item in given]
+    plain = dataclasses.make_dataclass(method.__name__, fields, frozen=True)
+    plain.__doc__ = method.__doc__
+    return plain
 
 
 def _named(args: list[str], flag: str, default: str | None, known: dict[str, type[Any]]) -> tuple[list[str], Any]:

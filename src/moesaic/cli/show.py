@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
@@ -40,6 +43,14 @@ def _plain(text: str) -> str:
 @contextmanager
 def bars() -> Iterator[Bars]:
     """Show one progress bar per stage while the block runs, if standard error is a terminal."""
+    from rich.progress import (  # noqa: PLC0415  # a plan must not wait for it
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     with Progress(
         *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=ERR, disable=not ERR.is_terminal

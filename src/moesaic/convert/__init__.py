@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +120,8 @@ def provenance(conversion: Conversion, hashes: dict[str, str], name: str) -> dic
     """Return what moesaic.json says of a conversion: enough to repeat it to the bit."""
     options = conversion.options
     simple = all(isinstance(p.origin, Copy | Fill | Router) for o in conversion.plan.outputs for p in o.pieces)
+    from importlib.metadata import version  # noqa: PLC0415  # a plan must not wait for it
+
     packages = ("numpy",) if simple else ("numpy", "torch")
     return {
         "moesaic": __version__,
@@ -130,6 +131,7 @@ def provenance(conversion: Conversion, hashes: dict[str, str], name: str) -> dic
         "spec": {**asdict(conversion.shape.layer), "moe_layers": list(conversion.shape.moe_layers)},
         "experts": {"method": options.experts.name(), **options.experts.settings()},
         "preserves_function": options.experts.preserves_function(conversion.shape.layer),
+        "rounds_to": None if simple else conversion.outputs.new_dtype,
         "router": {"method": conversion.router.name(), **conversion.router.settings()},
         "seed": options.seed,
         "dtype": options.dtype,

@@ -19,7 +19,7 @@ from moesaic.lazy import np, torch
 from moesaic.plan import ITEM_BYTES, Copy, Fill, Fold, Piece, Routed, Router, Rows, Shared
 from moesaic.seeds import Stream
 
-CHUNK = 32 << 20  # bytes of a tensor that is changed element by element, held at once
+CHUNK = 4 << 20  # bytes of a tensor that is changed element by element, held at once
 
 
 @dataclass(frozen=True)

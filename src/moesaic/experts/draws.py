@@ -16,8 +16,9 @@ def frobenius(tensor: torch.Tensor) -> float:
 
     torch's own float32 sum is 0.5 % off for a matrix of 4096 x 16384.
     """
-    parts = (tensor[row : row + 64] for row in range(0, len(tensor), 64))
-    return float(torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]).norm())
+    rows = (tensor[row : row + 64] for row in range(0, len(tensor), 64))
+    parts = [float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in rows]
+    return float(torch.tensor(parts, dtype=torch.float64).norm())
 
 
 def subset(width: int, count: int, stream: Stream) -> torch.Tensor:

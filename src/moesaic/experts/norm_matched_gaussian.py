@@ -38,5 +38,8 @@ class NormMatchedGaussian(ResidualInit):
     def corrections(self, weight: torch.Tensor, layer: LayerSpec, stream: Stream) -> Iterator[torch.Tensor]:
         norm = self.rho * frobenius(weight)
         for expert in range(layer.num_experts):
-            draws = normal_like(weight, stream.child(expert, self.placement))
-            yield draws.mul_(norm / frobenius(draws))
+            yield _of_norm(norm, normal_like(weight, stream.child(expert, self.placement)))
+
+
+def _of_norm(norm: float, draws: torch.Tensor) -> torch.Tensor:
+    return draws.mul_(norm / frobenius(draws))
