@@ -83,8 +83,8 @@ class Certificate:
         for key, title in optional.items():
             if values := [row[key] for row in self.layers if key in row]:
                 table.append((title, _span(values)))
-        kept = "promised and kept" + (f", up to rounding to {self.rounds_to}" if self.rounds_to else "")
-        table.append(("function preserved", kept if self.promised else "not promised"))
+        rounding = f", up to rounding to {self.rounds_to}" if self.rounds_to in ("BF16", "F16") else ""
+        table.append(("function preserved", f"promised and kept{rounding}" if self.promised else "not promised"))
         return table
 
 
