@@ -11,7 +11,7 @@ from moesaic.architectures.sparse import Runtime
 from moesaic.certify import Certificate
 from moesaic.certify import certify as make_certificate
 from moesaic.checkpoints.dense import DenseCheckpoint
-from moesaic.checkpoints.sources import resolve
+from moesaic.checkpoints.sources import hub, resolve
 from moesaic.convert import Conversion, Options, Writing, convert
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.spri import Spri
@@ -114,8 +114,14 @@ def upcycled(
         Path(out),
         options,
         writing,
-        name=Path(str(source)).name,
+        name=_title(source),
         finish=finish if certify else None,
         progress=progress,
     )
     return Upcycled(Path(out), conversion, certificates[0] if certificates else None)
+
+
+def _title(source: str | Path) -> str:
+    """Return what to call a source: a model of the hub by its id, anything on this machine by its last name alone."""
+    path = Path(source).expanduser()
+    return str(source) if not path.exists() and hub.is_identifier(str(source)) else path.resolve().name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,11 @@ def loaded(
 ) -> PreTrainedModel:
     """Load a class from a folder or from named tensors; every weight must find its place."""
     folder, state = (None, weights) if isinstance(weights, dict) else (weights, None)
-    made: Any = cls.from_pretrained(folder, config=settings, state_dict=state, dtype=dtype, output_loading_info=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        made: Any = cls.from_pretrained(
+            folder, config=settings, state_dict=state, dtype=dtype, output_loading_info=True
+        )
     model: PreTrainedModel = made[0]
     # A class may ask for tensors without elements (a shared expert of width 0); none are stored, and none are missed.
     empty = {name for name, tensor in model.state_dict().items() if not tensor.numel()}

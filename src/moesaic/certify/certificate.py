@@ -10,6 +10,8 @@ from moesaic.certify.tally import LayerTally, Tally
 
 NOISE = 1e-6
 """Float32 rounding of one logit, as a share of the largest; digits below it would differ from machine to machine."""
+TINY = 1e-9
+"""KL (nats) and distance from 1 of a cosine that float32 rounding alone can make."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Certificate:
             text=text,
             max_logit_diff=figures(tally.max_logit_diff, NOISE * max(tally.max_logit, 1e-30)),
             max_logit=figures(tally.max_logit),
-            kl=figures(tally.kl.value, 1e-9),
+            kl=figures(tally.kl.value, TINY),
             agreement=round(tally.agreement.value, 4),
             dense_loss=round(tally.dense_loss.value, 4),
             moe_loss=round(tally.moe_loss.value, 4),
@@ -69,10 +71,10 @@ class Certificate:
                 "max logit difference",
                 f"{self.max_logit_diff:.3g} ({relative:.1g} of {self.max_logit:.3g}, the largest)",
             ),
-            ("KL(dense || MoE)", f"{self.kl:.3g} nats per token"),
+            ("KL(dense || MoE)", f"{_or_less(self.kl)} nats per token"),
             ("top-1 agreement", f"{100 * self.agreement:.2f} %"),
             ("loss dense -> MoE", f"{self.dense_loss:.4f} -> {self.moe_loss:.4f} nats per token"),
-            ("largest 1 - cosine of a layer", f"{1 - farthest['cosine']:.2g} (layer {farthest['layer']})"),
+            ("largest 1 - cosine of a layer", f"{_or_less(1 - farthest['cosine'])} (layer {farthest['layer']})"),
             ("layer norm, MoE / dense", _span([row["norm_ratio"] for row in self.layers])),
         ]
         optional = {
@@ -98,6 +100,10 @@ def _row(layer: LayerTally) -> dict[str, Any]:
     if layer.diversity is not None:
         row["diversity"] = round(layer.diversity, 4)
     return row
+
+
+def _or_less(value: float) -> str:
+    return f"{value:.2g}" if value else f"below {TINY:g}"
 
 
 def _span(values: list[float]) -> str:

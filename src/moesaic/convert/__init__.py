@@ -109,7 +109,7 @@ def convert(
         if finish:
             record["certificate"] = finish(sink.folder, conversion.config, record)
         sink.write_json("moesaic.json", record)
-        sink.write_text("README.md", model_card(conversion, record))
+        sink.write_text("README.md", model_card(conversion, record, source.folder))
         sink.publish(conversion.config, durable=writing.durable)
     finally:
         sink.close()

@@ -1,48 +1,163 @@
-"""The model card that goes into every output folder."""
+"""The model card that goes into every output folder: what it is, how it was made, what changed, how to use it."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from moesaic.convert.conversion import Conversion
+from moesaic.convert.conversion import Conversion, Options
+from moesaic.method import Method
+from moesaic.plan import FLOATS
+
+CARRIED = ("license", "license_name", "license_link", "language")
+"""Keys of the source's own card that hold for every model made from it."""
 
 
-def model_card(conversion: Conversion, record: dict[str, Any]) -> str:
-    """Return README.md: hub metadata, what was upcycled from what and how, the certificate, how to load it."""
-    moe = conversion.shape.layer
-    layers = ", ".join(map(str, conversion.shape.moe_layers))
-    settings = ", ".join(f"{key} = {value}" for key, value in record["experts"].items() if key != "method")
-    shared = f" and a shared expert of {moe.width}" if moe.shared_expert else ""
-    auto = "AutoModelForCausalLM" if conversion.match.wrapper is None else "AutoModelForImageTextToText"
-    lines = [
-        "---",
-        "library_name: transformers",
-        "tags: [moe, upcycling, moesaic]",
-        "---",
-        "",
-        f"# {record['source']['name']}, upcycled to {moe.num_experts} experts",
-        "",
-        f"Made from the dense `{record['source']['model_type']}` model **{record['source']['name']}** by moesaic",
-        f"{record['moesaic']}: a `{record['target']}` model with {moe.num_experts} experts of {moe.expert_size}",
-        f"neurons, top-{moe.top_k}{shared}, in layers {layers}.",
-        "",
-        f"- experts: `{record['experts']['method']}`" + (f" ({settings})" if settings else ""),
-        f"- router: `{record['router']['method']}`",
-        f"- seed: {record['seed']}",
-        "",
-        "```python",
-        f"from transformers import {auto}",
-        f'model = {auto}.from_pretrained("PATH/TO/THIS/FOLDER")',
-        "```",
-        "",
-        *certificate_lines(record.get("certificate")),
+def model_card(conversion: Conversion, record: dict[str, Any], source: Path) -> str:
+    """Return README.md: hub metadata, what was upcycled from what and how, the certificate, how to load and train it.
+
+    Args:
+        source: the dense model's folder, whose card says the licence.
+    """
+    moe, name = conversion.shape.layer, record["source"]["name"]
+    blocks = [
+        "\n".join(["---", *_metadata(conversion, record, source), "---"]),
+        f"# {name.rpartition('/')[2]}, upcycled to {moe.num_experts} experts",
+        _what(conversion, record),
+        *_certificate(record.get("certificate")),
+        *_use(conversion),
+        *_making(conversion.options, record),
     ]
-    return "\n".join(lines)
+    return "\n\n".join(blocks) + "\n"
 
 
-def certificate_lines(certificate: dict[str, Any] | None) -> list[str]:
-    """Return the certificate as a Markdown table."""
+def _metadata(conversion: Conversion, record: dict[str, Any], source: Path) -> Iterator[str]:
+    yield from carried(source)
+    name = record["source"]["name"]
+    if "/" in name:  # a model of the hub, as org/name[@revision]
+        yield f"base_model: {name.partition('@')[0]}"
+    yield "library_name: transformers"
+    if conversion.match.wrapper is None:
+        yield "pipeline_tag: text-generation"
+    yield f"tags: [moe, mixture-of-experts, upcycling, moesaic, {record['experts']['method']}]"
+
+
+def carried(source: Path) -> list[str]:
+    """Return the lines of the source's own card that this one repeats; those of one line only, as most are."""
+    card = source / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    front = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
+    lines = front[1].splitlines() if front else []
+    return [line.rstrip() for line in lines if re.match(rf"({'|'.join(CARRIED)}): *[^ |>]", line)]
+
+
+def _what(conversion: Conversion, record: dict[str, Any]) -> str:
+    moe, shape = conversion.shape.layer, conversion.shape
+    count = sum(output.info.count for output in conversion.plan.outputs)
+    asleep = (moe.num_experts - moe.top_k) * (2 + moe.gated) * moe.hidden * moe.expert_size * len(shape.moe_layers)
+    shared = f", beside an always-on shared expert of {moe.width}" if moe.shared_expert else ""
+    every = len(shape.moe_layers) == shape.num_layers
+    layers = f"all {shape.num_layers} layers" if every else f"layers {_listed(shape.moe_layers)} of {shape.num_layers}"
+    return (
+        f"A sparse Mixture-of-Experts (`{record['target']}`) made from the dense `{record['source']['model_type']}` "
+        f"model **{record['source']['name']}** by moesaic {record['moesaic']}: {moe.num_experts} experts of "
+        f"{moe.expert_size} neurons, top-{moe.top_k}{shared}, in {layers}; "
+        f"{_millions(count)} parameters, of which a token uses {_millions(count - asleep)}.\n\n"
+        f"Experts: `{_call(conversion.options.experts)}`. Router: `{_call(conversion.router)}`. Seed: {record['seed']}."
+    )
+
+
+def _certificate(certificate: dict[str, Any] | None) -> list[str]:
     if certificate is None:
-        return ["Not certified: converted with `--no-certify`.", ""]
-    rows = [f"| {key.replace('_', ' ')} | {value} |" for key, value in certificate["summary"].items()]
-    return ["## Certificate: dense against MoE", "", "| quantity | value |", "|---|---|", *rows, ""]
+        return ["## Certificate", "Not certified: converted with `--no-certify`."]
+    rows = [f"| {key} | {value} |" for key, value in _escaped(certificate["summary"])]
+    return [
+        "## Certificate: dense against MoE, before any training",
+        "\n".join(["| quantity | value |", "|---|---|", *rows]),
+        "`moesaic.json` holds every number, layer by layer.",
+    ]
+
+
+def _escaped(rows: dict[str, str]) -> Iterator[tuple[str, str]]:
+    for row in rows.items():
+        key, value = (cell.replace("|", "\\|") for cell in row)
+        yield key, value
+
+
+def _use(conversion: Conversion) -> list[str]:
+    composite = conversion.match.wrapper is not None
+    auto = conversion.config["architectures"][0] if composite else "AutoModelForCausalLM"
+    reader = "AutoProcessor" if composite else "AutoTokenizer"
+    code = [
+        "```python",
+        f"from transformers import {auto}, {reader}",
+        "",
+        'folder = "PATH/TO/THIS/MODEL"',
+        f"model = {auto}.from_pretrained(folder)",
+        f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(folder)",
+    ]
+    if not composite and "router_aux_loss_coef" in conversion.config:
+        code += ["", "model.config.output_router_logits = True  # in training: adds the load-balancing loss"]
+    return [
+        "## Use",
+        "\n".join([*code, "```"]),
+        "Upcycling is a start: experts specialise in training, with any trainer that takes a transformers model.",
+    ]
+
+
+def _making(options: Options, record: dict[str, Any]) -> list[str]:
+    shards = "\n".join(f"{digest}  {file}" for file, digest in record["source"]["sha256"].items())
+    command = command_line(options, record["source"]["name"])
+    repeat = (
+        ["```", command, "```"] if command else ["In Python, with a method or gates of its own; see `moesaic.json`."]
+    )
+    return ["## How it was made", "\n".join(repeat), "From these files (sha256):", f"```\n{shards}\n```"]
+
+
+def command_line(options: Options, source: str) -> str | None:
+    """Return the command that repeats a conversion, defaults left out; None where the command line can't say it."""
+    spec = options.spec
+    methods: list[tuple[str, Method]] = [("experts", options.experts)]
+    methods += [("router", options.router)] if options.router else []
+    if not spec.normalize_gates or any(not type(m).__module__.startswith("moesaic.") for _, m in methods):
+        return None
+    words = ["moesaic upcycle", source, "OUT", f"--num-experts {spec.num_experts}", f"--top-k {spec.top_k}"]
+    if spec.expert_size is not None:
+        words.append(f"--expert-size {spec.expert_size}")
+    if spec.shared_expert is not None:
+        words.append("--shared-expert" if spec.shared_expert else "--no-shared-expert")
+    words.append(f"--layers {spec.layers.rule}")
+    for kind, method in methods:
+        words += [f"--{kind} {method.name()}", *(f"--{kind}.{word}" for word in _flags(method))]
+    words += [f"--target {options.target}"] if options.target else []
+    words += [f"--for {options.runtime}"] if options.runtime != "transformers" else []
+    words += [f"--dtype {FLOATS[options.dtype]}"] if options.dtype else []
+    words += ["--untie"] if options.untie else []
+    words += [f"--seed {options.seed}"] if options.seed else []
+    return " ".join(words)
+
+
+def _changed(method: Method) -> dict[str, Any]:
+    usual = type(method)().settings()
+    return {key: value for key, value in method.settings().items() if value != usual[key]}
+
+
+def _flags(method: Method) -> Iterator[str]:
+    for key, value in _changed(method).items():
+        flag = key.replace("_", "-")
+        yield (flag if value else f"no-{flag}") if isinstance(value, bool) else f"{flag} {value}"
+
+
+def _call(method: Method) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in method.settings().items())
+    return f"{method.name()}({settings})"
+
+
+def _listed(layers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e9:.2f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"

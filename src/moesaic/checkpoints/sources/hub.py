@@ -10,7 +10,7 @@ from typing import NoReturn
 from moesaic.checkpoints.sources.folder import has_pickled_weights, unpickling_remedy
 from moesaic.errors import SourceError
 
-WANTED = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+WANTED = ["*.safetensors", "README.md", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 UNWANTED = ["*/*", "consolidated*"]
 """Other layouts of the same weights, kept in subfolders or under the original author's names."""
 TIMEOUT = 10.0
