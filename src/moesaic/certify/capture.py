@@ -42,7 +42,7 @@ def model_class(config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PreTr
             f"{name}: the installed transformers must have this class. Got {transformers.__version__}, which has not. "
             "Install a newer one, or pass --no-certify."
         )
-    with TemporaryDirectory() as folder:  # the config of a folder that is not published yet, read like any other
+    with _loading(name), TemporaryDirectory() as folder:  # read like the config of any folder, though not on disk yet
         Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
         return cls, transformers.AutoConfig.from_pretrained(folder)
 
@@ -55,7 +55,7 @@ def loaded(
 ) -> PreTrainedModel:
     """Load a class from a folder or from named tensors; every weight must find its place."""
     folder, state = (None, weights) if isinstance(weights, dict) else (weights, None)
-    with warnings.catch_warnings():
+    with _loading(cls.__name__), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")
         made: Any = cls.from_pretrained(
             folder, config=settings, state_dict=state, dtype=dtype, output_loading_info=True
@@ -70,6 +70,16 @@ def loaded(
         raise CertificateError(f"{cls.__name__}: every weight must find its place in the class. Got {got}.")
     model.eval()
     return model
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (AttributeError, KeyError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CertificateError(
+            f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
+        ) from error
 
 
 @contextmanager
