@@ -53,7 +53,7 @@ def row(name: str, found: Certificate) -> tuple[str, ...]:
 def scale(dense: Path, tokens: int) -> Iterator[tuple[str, Certificate]]:
     """Yield what rounding alone does: the reference is float32 as everywhere."""
     source = Source.open(dense)
-    text = Text.read(dense, None, tokens, 0)
+    text = Text.read(dense, None, tokens, source.vocab_and_hidden[0])
     cast: dict[str, Callable[[], torch.nn.Module]] = {
         "dense in float64": lambda: load(dense, source.config, torch.float64),
         "dense rounded to bfloat16": lambda: load(dense, source.config, torch.bfloat16).float(),

@@ -43,7 +43,7 @@ def dense() -> Path:
 def rounding(dense: Path) -> float:
     """Return the largest difference that float32 makes to a logit of the dense model itself."""
     source = Source.open(dense)
-    (batch,) = Text.read(dense, None, TOKENS, 0).batches(TOKENS)
+    (batch,) = Text.read(dense, None, TOKENS, source.vocab_and_hidden[0]).batches(TOKENS)
     with torch.no_grad():
         narrow_BTV, wide_BTV = (
             load(dense, source.config, dtype)(input_ids=batch.ids(), use_cache=False).logits

@@ -215,8 +215,8 @@ def test_text_is_cut_to_the_tokens_asked_for_and_into_pieces(tmp_path: Path) -> 
     folder = byte_tokenizer(tmp_path)
     data = tmp_path / "own.txt"
     data.write_text("ab" * 3000)
-    assert [len(ids) for ids in Text.read(folder, data, 5000, 0).sequences] == [PIECE, PIECE, 5000 - 2 * PIECE]
-    passages = Text.read(folder, None, 70, 0)
+    assert [len(ids) for ids in Text.read(folder, data, 5000, 28).sequences] == [PIECE, PIECE, 5000 - 2 * PIECE]
+    passages = Text.read(folder, None, 70, 28)
     assert passages.name == "built-in passages"
     assert [len(ids) for ids in passages.sequences] == [10] * 7
 
@@ -225,13 +225,22 @@ def test_text_that_is_none_is_refused(tmp_path: Path) -> None:
     folder = byte_tokenizer(tmp_path)
     data = tmp_path / "own.txt"
     with pytest.raises(CertificateError, match=r"own\.txt: the text must be readable UTF-8"):
-        Text.read(folder, data, 100, 0)
+        Text.read(folder, data, 100, 28)
     data.write_bytes(b"\xff\xfe\xff")
     with pytest.raises(CertificateError, match=r"own\.txt: the text must be readable UTF-8"):
-        Text.read(folder, data, 100, 0)
+        Text.read(folder, data, 100, 28)
+    data.write_text("az")
+    with pytest.raises(CertificateError, match=r"below the embedding.s 26 rows\. Got 26"):
+        Text.read(folder, data, 100, 26)
     data.write_text("a")
     with pytest.raises(CertificateError, match="at least two tokens"):
-        Text.read(folder, data, 100, 0)
+        Text.read(folder, data, 100, 28)
+
+
+def test_a_tokenizer_that_does_not_load_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CertificateError, match="its tokenizer must load with the installed transformers"):
+        Text.read(tmp_path, None, 100, 28)
 
 
 def test_free_memory_is_a_share_of_the_machine() -> None:

@@ -33,8 +33,6 @@ def model_class(config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PreTr
     """Return the class that a config.json names, and the config as that class reads it."""
     import transformers  # noqa: PLC0415  # seconds of import, needed here only
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     name = config["architectures"][0]
     cls = getattr(transformers, name, None)
     if cls is None:
@@ -74,12 +72,22 @@ def loaded(
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
+    """Keep transformers silent for a while, and turn what it raises into one message."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     try:
         yield
     except (AttributeError, KeyError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CertificateError(
             f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
         ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager

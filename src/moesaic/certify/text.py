@@ -42,6 +42,8 @@ class Text:
         kept = [ids for ids in pieces if len(ids) > 1]
         if not kept:
             raise CertificateError(f"{data}: the text must hold at least two tokens. Got none. Give more text.")
+        if (largest := max(map(max, kept))) >= vocab:
+            raise CertificateError(f"{dense}: token ids must be below the embedding's {vocab} rows. Got {largest}.")
         return cls("built-in passages" if data is None else data.name, kept)
 
     def batches(self, max_tokens: int) -> Iterator[Batch]:
@@ -79,7 +81,12 @@ def _tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
         return None
     import transformers  # noqa: PLC0415  # seconds of import, needed here only
 
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    except (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CertificateError(
+            f"{folder}: its tokenizer must load with the installed transformers. It does not: {error}"
+        ) from error
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer(text)["input_ids"]
