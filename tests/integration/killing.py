@@ -206,10 +206,10 @@ class Killer:
             shutil.copytree(self.old, self.out)
 
 
-def at_moments(killer: Killer, count: int, seed: int = 0) -> list[Kill]:
-    """Kill at random moments, one in each equal part of the run; every third run is killed twice."""
-    draw = random.Random(seed)
-    moments = [killer.seconds * (part + draw.random()) / count for part in range(count)]
+def at_moments(killer: Killer, count: int, start: float, stop: float) -> list[Kill]:
+    """Kill at random moments, one in each equal part of a stretch of the run; every third run is killed twice."""
+    draw = random.Random(count)
+    moments = [start + (stop - start) * (part + draw.random()) / count for part in range(count)]
     return [
         killer.at(moment, again=draw.random() * killer.seconds if part % 3 == 2 else None)
         for part, moment in enumerate(moments)
@@ -223,7 +223,7 @@ def main() -> None:
     out.parent.mkdir()
     found = {}
     spri = Killer(source, out, "--experts", "spri", "--no-certify", "--workers", "2")
-    found["moments"] = at_moments(spri, 5)
+    found["moments"] = at_moments(spri, 5, 0, spri.seconds)
     found["interrupts"] = [spri.at(spri.seconds * part / 4, number=signal.SIGINT) for part in (1, 2, 3)]
     plain = ("--experts", "sparse_upcycling", "--no-certify", "--workers", "1", "--max-shard-size", "700KB")
     first = Killer(source, out, *plain)

@@ -10,9 +10,9 @@ def encode_array(values: np.ndarray, dtype: str) -> memoryview:
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
-        return np.ascontiguousarray(rounded.astype("<u2")).data.cast("B")
+        return rounded.astype("<u2").reshape(-1).view(np.uint8).data
     names = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
-    return np.ascontiguousarray(values, names[dtype]).data.cast("B")
+    return np.ascontiguousarray(values, names[dtype]).reshape(-1).view(np.uint8).data
 
 
 def encode_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> memoryview:
