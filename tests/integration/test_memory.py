@@ -113,6 +113,17 @@ def test_memory_does_not_grow_with_depth(peaks: dict[str, list[int]], method: st
     assert deep < workers * 3 * EXPERT + (4 << 20)
 
 
+def test_copies_need_no_torch(tmp_path: Path) -> None:
+    """Importing it would double the CPU time of a conversion that only copies, and quadruple its memory."""
+    make_source(tmp_path / "dense", 2)
+    options = f"{str(tmp_path / 'dense')!r}, {str(tmp_path / 'out')!r}, experts=SparseUpcycling(), certify=False"
+    program = (
+        "import sys, moesaic; from moesaic.experts.sparse_upcycling import SparseUpcycling\n"
+        f"moesaic.upcycle({options})\nprint('torch' in sys.modules)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", program], text=True) == "False\n"
+
+
 def main(folder: Path) -> None:
     """Print the peak of every method and number of threads, for each depth."""
     found = {}

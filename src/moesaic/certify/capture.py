@@ -16,7 +16,7 @@ from moesaic.lazy import torch
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-See = Callable[[int, torch.Tensor], None]
+See = Callable[[int, "torch.Tensor"], None]
 """Told (decoder layer, what came out there) during a forward pass."""
 
 
