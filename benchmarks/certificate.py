@@ -2,7 +2,8 @@
 
 First every registered expert init on SmolLM2-135M (8 experts, top-2, every 4th layer), before any training, above two
 lines for scale: the same dense weights run in float64, and rounded to bfloat16. Then memory and CPU seconds of
-`moesaic certify` on the last two of them, each run in a process of its own.
+`moesaic certify`, each run in a process of its own: on the last of them, and on a random Llama of 0.2 billion
+parameters with 8 experts in all of its 12 layers (1.3 billion).
 
     python benchmarks/certificate.py [--tokens 1024] [METHOD...]
 """
@@ -28,6 +29,7 @@ from moesaic.certify.text import Text
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import PlanError
 from moesaic.experts.base import ExpertInit
+from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.method import registry
 from moesaic.spec import Layers, MoESpec
 
@@ -86,19 +88,32 @@ def changes(dense: Path, folder: Path, methods: list[str], tokens: int) -> Itera
         yield row(name, found)
 
 
-def costs(dense: Path, moe: Path, tokens: int) -> Iterator[tuple[str, ...]]:
-    start = [sys.executable, "-c", "from moesaic.cli import main; main()", "certify", str(dense), str(moe)]
-    idle = [
-        sys.executable,
-        "-c",
-        "import torch, transformers; transformers.AutoTokenizer, transformers.MixtralForCausalLM",
-    ]
-    for name, command in {
-        "torch and transformers imported": idle,
-        "both models at once": [*start, "--json", "--max-tokens", str(tokens)],
-        "layer by layer": [*start, "--json", "--max-tokens", str(tokens), "--layer-by-layer"],
-    }.items():
-        cost = measure.run(command, moe.with_suffix(".log"))
+def random_llama(folder: Path) -> Path:
+    """Write a Llama with wide layers and a small vocabulary, so that its layers are what takes the memory."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=8192, hidden_size=1024, intermediate_size=4096, num_hidden_layers=12, num_attention_heads=16,
+        num_key_value_heads=4, dtype="bfloat16",
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).bfloat16().save_pretrained(folder)
+    return folder
+
+
+def costs(pairs: dict[str, tuple[Path, Path]], tokens: int) -> Iterator[tuple[str, ...]]:
+    def certificate(dense: Path, moe: Path, *flags: str) -> list[str]:
+        words = ["certify", str(dense), str(moe), "--json", "--max-tokens", str(tokens), *flags]
+        return [sys.executable, "-c", "from moesaic.cli import main; main()", *words]
+
+    classes = "transformers.AutoTokenizer, transformers.LlamaForCausalLM, transformers.MixtralForCausalLM"
+    commands = {"torch and transformers, imported": [sys.executable, "-c", f"import torch, transformers; {classes}"]}
+    for name, pair in pairs.items():
+        commands[f"{name}, at once"] = certificate(*pair)
+        commands[f"{name}, layer by layer"] = certificate(*pair, "--layer-by-layer")
+    for name, command in commands.items():
+        with tempfile.NamedTemporaryFile() as log:
+            cost = measure.run(command, Path(log.name))
         yield name, f"{cost.cpu:.0f}", f"{cost.wall:.0f}", f"{cost.anonymous / 1e6:,.0f}"
 
 
@@ -113,9 +128,11 @@ def main() -> None:
         folder = Path(scratch)
         print(measure.table(HEAD, changes(dense, folder, given.methods, given.tokens)), end="\n\n", flush=True)
         moe = next(path for path in sorted(folder.iterdir(), reverse=True) if path.is_dir())
-        print(f"The certificate of {moe.name}:\n")
-        head = ("how", "CPU s", "wall s", "peak RssAnon, MB")
-        print(measure.table(head, costs(dense, moe, given.tokens)))
+        large = random_llama(folder / "llama-0.2b"), folder / "llama-0.2b-moe"
+        upcycle(*large, MoESpec(8, 2), experts=SparseUpcycling(), certify=False)
+        pairs = {f"{SOURCE}, {moe.name}": (dense, moe), "random Llama": large}
+        head = ("certificate of", "CPU s", "wall s", "peak RssAnon, MB")
+        print(measure.table(head, costs(pairs, given.tokens)))
 
 
 if __name__ == "__main__":
