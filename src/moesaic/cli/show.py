@@ -23,8 +23,9 @@ def table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ())
     made = Table(
         title=title, title_justify="left", title_style="bold", show_header=bool(header), box=None, pad_edge=False
     )
-    for name in header or [""] * max(map(len, columns), default=1):
-        made.add_column(name, overflow="fold")
+    for number, name in enumerate(header or [""] * max(map(len, columns), default=1)):
+        is_name = number == 0 and not any(" " in row[0] for row in columns)  # names are copied: never broken
+        made.add_column(name, overflow="fold", no_wrap=is_name)
     for row in columns:
         made.add_row(*(_plain(cell) for cell in row))
     OUT.print(made)
