@@ -106,7 +106,7 @@ def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, T
     shape = _shape(found.decoder, found.target, options)
     router = options.router or _default_router(options.experts, shape.layer)
     _check_methods(options, router, shape.layer)
-    holdings = promised(found, config) if tensors is None else held(found, tensors)
+    holdings = promised(found, config) if tensors is None else held(found, tensors, config)
     found = replace(found, decoder=holdings.decoder)
     outputs = Outputs(found, shape, options.experts, holdings, options.dtype, options.untie)
     return Conversion(options, found, shape, router, outputs, config)

@@ -45,7 +45,7 @@ def promised(found: Match, config: Mapping[str, Any]) -> Holdings:
     return Holdings(found.decoder, stored, {item.name: TensorInfo(dtype, item.shape) for item in stored})
 
 
-def held(found: Match, infos: Mapping[str, TensorInfo]) -> Holdings:
+def held(found: Match, infos: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Holdings:
     """Hold the files' tensors against what the config promises.
 
     Raises:
@@ -54,8 +54,10 @@ def held(found: Match, infos: Mapping[str, TensorInfo]) -> Holdings:
     prefix = _prefix(found, infos)
     decoder = found.decoder
     if found.wrapper is not None:
-        # The outer config's default often says tied where no head is stored, or untied where one is.
-        decoder = decoder.with_head(_on_disk(HEAD, prefix) in infos)
+        # The outer config's default often says tied where no head is stored, or untied where one is. Where both parts
+        # say untied in so many words, no class ties, and a missing head would be drawn at random.
+        untied = all(part.get("tie_word_embeddings") is False for part in (config, decoder.config))
+        decoder = decoder.with_head(untied or _on_disk(HEAD, prefix) in infos)
     promise = [replace(item, name=_on_disk(item.name, prefix)) for item in found.family.tensors(decoder)]
     problems = [*_broken(promise, infos)]
     stored = {item.name: item for item in promise}
