@@ -275,3 +275,10 @@ def test_a_class_that_is_not_installed_is_named(llama: tuple[Path, Path]) -> Non
     config = {**read_json(llama[0] / "config.json"), "architectures": ["NoSuchModel"]}
     with pytest.raises(CertificateError, match="NoSuchModel: the installed transformers must have this class"):
         load(llama[0], config, torch.float32)
+
+
+def test_transformers_is_as_talkative_after_as_before(llama: tuple[Path, Path]) -> None:
+    logging = transformers.utils.logging
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    certify(*llama, max_tokens=32)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before

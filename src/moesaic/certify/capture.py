@@ -72,7 +72,19 @@ def loaded(
 
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
-    """Keep transformers silent for a while, and turn what it raises into one message."""
+    """Turn whatever transformers raises into one message."""
+    try:
+        with _quiet():
+            yield
+    except (AttributeError, KeyError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CertificateError(
+            f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars, and leave them as they were."""
     from transformers.utils import logging  # noqa: PLC0415
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -80,10 +92,6 @@ def _loading(name: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (AttributeError, KeyError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise CertificateError(
-            f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
-        ) from error
     finally:
         logging.set_verbosity(verbosity)
         if bars:
@@ -149,6 +157,6 @@ def run(
 
     Shorter sequences are padded on their right; no mask is needed, since causal layers never look ahead.
     """
-    with torch.no_grad(), observed(model, on_layer, routers, on_router):
+    with _quiet(), torch.no_grad(), observed(model, on_layer, routers, on_router):
         logits_BTV: torch.Tensor = model(input_ids=ids_BT, use_cache=False).logits
     return logits_BTV.float()
