@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tests.integration.damage import DAMAGES, MODELS, Damage, attempt, leave, save_models
+from tests.integration.damage.tools import prepare, snapshot
 from transformers.activations import ACT2FN
 
 from moesaic.architectures.dense import ACTIVATIONS
@@ -39,6 +42,32 @@ def test_damage(damage: Damage, models: Path, tmp_path: Path) -> None:
     assert not outcome.stdout
     assert not (tmp_path / "out").exists()
     assert not (tmp_path / "out.partial" / "config.json").exists()
+
+
+END_TO_END = (
+    "shard 0 cut in half",
+    "header: nested lists",
+    "one tensor in two shards",
+    "config is nested objects",
+    "extra tensor 'bell\\x07 and \\x1b[31mred'",
+    "options: --num-expertss 4",
+    "OUT.partial is a link --overwrite",
+)
+
+
+@pytest.mark.parametrize("name", END_TO_END)
+def test_end_to_end(name: str, models: Path, tmp_path: Path) -> None:
+    """In a process of its own, from the shell's point of view."""
+    (damage,) = [damage for damage in DAMAGES if damage.name == name]
+    prepare(damage, models, tmp_path)
+    before = snapshot(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "moesaic", *damage.line(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (damage.code, "")
+    check_message(done.stderr, damage.culprit)
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "out").exists()
 
 
 def check_message(message: str, culprit: str) -> None:

@@ -137,6 +137,8 @@ def request(decoder: Decoder, options: Options) -> dict[str, str]:
         found["no_shared_expert"] = "--no-shared-expert"
     if options.experts.residual:
         found["residual_experts"] = f"--experts {options.experts.name()} makes small corrections"
+    if options.untie:
+        found["untie"] = "--untie"
     if not options.spec.normalize_gates:
         found["unnormalized_gates"] = "gates that are not renormalised are asked for"
     return found
