@@ -58,5 +58,8 @@ COHERE2_MOE = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate",),
     since="5.0",
-    refuses={"vllm": {"non_silu": SILU_ONLY}, "llama.cpp": {"non_silu": SILU_ONLY}},
+    refuses={
+        "vllm": {"*": "vLLM computes other logits with some windows and with leading dense layers"},
+        "llama.cpp": {"non_silu": SILU_ONLY},
+    },
 )

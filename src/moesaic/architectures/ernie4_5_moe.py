@@ -74,6 +74,10 @@ ERNIE4_5_MOE = SparseTarget(
     router_modules=("mlp.gate",),
     refuses={
         "vllm": {"non_silu": SILU_ONLY},
-        "llama.cpp": {"non_silu": SILU_ONLY, "some_layers": "llama.cpp knows dense layers only at the front"},
+        "llama.cpp": {
+            "non_silu": SILU_ONLY,
+            "some_layers": "llama.cpp knows dense layers only at the front",
+            "shared_expert": "llama.cpp does not load converted models that have a shared expert",
+        },
     },
 )

@@ -51,4 +51,5 @@ GEMMA4_MOE = SparseTarget(
     configure=configure,
     router_modules=("router.proj",),
     since="5.0",
+    refuses={"llama.cpp": {"*": "llama.cpp does not load converted models"}},
 )

@@ -75,7 +75,10 @@ GLM4_MOE = SparseTarget(
         "vllm": {"non_silu": SILU_ONLY},
         "llama.cpp": {
             "non_silu": SILU_ONLY,
-            "tied": "llama.cpp wants an output head of its own; convert with an untied head",
+            "tied": "llama.cpp wants an output head of its own; convert with --untie",
+            **dict.fromkeys(
+                sorted(ROPE), "llama.cpp computes other logits with scaled rotary embeddings in this class"
+            ),
         },
     },
 )

@@ -80,7 +80,12 @@ GRANITEMOE = SparseTarget(
     refuses={
         "transformers4": {"head_dim": "before 5.0 the class takes hidden_size / num_attention_heads for head_dim"},
         "vllm": {"non_silu": SILU_ONLY, "qkv_bias": DROPS_BIASES, "o_bias": DROPS_BIASES},
-        "llama.cpp": {"non_silu": SILU_ONLY},
+        "llama.cpp": {
+            "non_silu": SILU_ONLY,
+            **dict.fromkeys(
+                (*sorted(ROPE), "head_dim"), "llama.cpp does not load this class with such rotary or head settings"
+            ),
+        },
     },
 )
 
@@ -99,6 +104,7 @@ GRANITEMOESHARED = replace(
 GRANITEMOEHYBRID = replace(
     GRANITEMOESHARED,
     model_type="granitemoehybrid",
+    refuses={**GRANITEMOE.refuses, "llama.cpp": {"*": "llama.cpp does not load converted models"}},
     class_name="GraniteMoeHybridForCausalLM",
     shared_required=True,
     configure=configure_hybrid,

@@ -47,4 +47,8 @@ LFM2_MOE = SparseTarget(
     score="sigmoid",
     router_modules=("feed_forward.gate",),
     since="5.0",
+    refuses={
+        "vllm": {"*": "vLLM computes other logits"},
+        "llama.cpp": {"conv_bias": "llama.cpp does not load this class with convolution biases"},
+    },
 )

@@ -72,7 +72,10 @@ QWEN2_MOE = SparseTarget(
             "layer_windows": "before 5.0 the class has one window for all layers",
             "head_dim": "before 5.0 the class takes hidden_size / num_attention_heads for head_dim",
         },
-        "vllm": {"non_silu": SILU_ONLY},
+        "vllm": {
+            "layer_windows": "vLLM computes other logits where only some layers have a window",
+            "non_silu": SILU_ONLY,
+        },
         "llama.cpp": {"*": "llama.cpp never renormalises Qwen2-MoE gates and divides by a zero shared gate (NaN)"},
     },
 )

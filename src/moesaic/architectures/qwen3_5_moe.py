@@ -7,7 +7,6 @@ from typing import Any
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
     ROPE,
-    SILU_ONLY,
     Constant,
     SparseTarget,
     expert_counts,
@@ -47,5 +46,8 @@ QWEN3_5_MOE = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate",),
     since="5.0",
-    refuses={"vllm": {"non_silu": SILU_ONLY}, "llama.cpp": {"non_silu": SILU_ONLY}},
+    refuses={
+        "vllm": {"*": "vLLM does not load the text class by itself"},
+        "llama.cpp": {"*": "llama.cpp does not load converted models"},
+    },
 )

@@ -55,9 +55,10 @@ QWEN3_MOE = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate",),
     refuses={
-        "vllm": {"non_silu": SILU_ONLY},
+        "vllm": {"non_silu": SILU_ONLY, "qkv_bias": "vLLM computes other logits where attention has biases"},
         "llama.cpp": {
             "non_silu": SILU_ONLY,
+            "qkv_bias": "llama.cpp does not load this class with attention biases",
             **dict.fromkeys(("some_layers", "leading_dense"), "llama.cpp's converter wants every layer to be MoE"),
         },
     },

@@ -119,7 +119,7 @@ class SparseTarget:
         """
         if decoder.body not in self.bodies:
             return [f"attention, norms and residuals are those of '{decoder.family}'"]
-        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert", "residual_experts"}
+        known = self.supports | self.folds | {"tied", "untied", "no_shared_expert", "residual_experts", "untie"}
         wanted = {**decoder.features, **request}
         found = [reason for feature, reason in wanted.items() if feature not in known]
         found += [reason for feature, reason in self.requires.items() if feature not in wanted]
@@ -134,9 +134,10 @@ class SparseTarget:
     def cannot_serve(self, runtime: Runtime, features: Mapping[str, str]) -> list[str]:
         """Return every reason why `runtime` can't serve what is written, given all features; [] is a yes."""
         rules = self.refuses.get(runtime, {})
+        gone = {"tied"} if "untie" in features else set()
         too_new = runtime == "transformers4" and self.since != "4.57"
         found = [f"the class is new in transformers {self.since}"] if too_new else []
-        return found + [why for feature, why in rules.items() if feature == "*" or feature in features]
+        return found + [why for feature, why in rules.items() if feature == "*" or feature in features.keys() - gone]
 
 
 def common_config(decoder: Decoder) -> dict[str, Any]:
