@@ -10,6 +10,7 @@ from typing import Any
 from moesaic.architectures.sparse import Runtime
 from moesaic.certify import Certificate
 from moesaic.certify import certify as make_certificate
+from moesaic.certify.text import check
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.sources import hub, resolve
 from moesaic.convert import Conversion, Options, Writing, convert
@@ -96,6 +97,8 @@ def upcycled(
     """Do what `upcycle` does, with the choices gathered in records; `say` is told of each download."""
     folder = resolve(str(source), progress=say)
     certificates: list[Certificate] = []
+    if certify and data is not None:
+        check(folder, data)
 
     def finish(partial: Path, config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         made = make_certificate(

@@ -28,10 +28,12 @@ class Text:
         A model folder without a tokenizer is compared on random token ids, and the table says so.
 
         Raises:
-            CertificateError: if the file can't be read or holds no text.
+            CertificateError: if the file can't be read, holds no text, or there is no tokenizer for it.
         """
         passages = builtin() if data is None else [(data.name, _read(data))]
         encode = _tokenizer(dense)
+        if data is not None:
+            check(dense, data)
         if encode is None:
             key = int.from_bytes(hashlib.sha256(b"certificate").digest()[:4], "little")
             ids = torch.randint(vocab, (4, max(max_tokens // 4, 8)), generator=torch.Generator().manual_seed(key))
@@ -76,8 +78,27 @@ class Batch:
         return x_BT.reshape(real_BT.numel(), -1)[real_BT.flatten()]
 
 
+def check(dense: Path, data: Path) -> None:
+    """Refuse a text file that no certificate can be made on; takes no time, so do it before the model is converted.
+
+    Raises:
+        CertificateError: if the file can't be read, is empty, or the model has no tokenizer for it.
+    """
+    if not _read(data).strip():
+        raise CertificateError(f"{data}: the text must hold at least two tokens. Got none. Give more text.")
+    if not _has_tokenizer(dense):
+        raise CertificateError(
+            f"{dense}: the model must have a tokenizer for the text of --data. Got none. Add its files, or leave "
+            "--data out and compare on random token ids."
+        )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"))
+
+
 def _tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
-    if not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")):
+    if not _has_tokenizer(folder):
         return None
     import transformers  # noqa: PLC0415  # seconds of import, needed here only
 

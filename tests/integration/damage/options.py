@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from tests.integration.damage.tools import Damage, leave
 
@@ -14,7 +15,20 @@ def damages() -> Iterator[Damage]:
         yield Damage(f"options: {line}", leave, culprit, tuple(line.split()))
     for line, culprit in COMMANDS.items():
         yield Damage(f"command: {line}", leave, culprit, command=tuple(line.split()), code=2)
+
+    def certified(data: str) -> tuple[str, ...]:
+        return ("upcycle", "{work}/src", "{work}/out", "--data", data)
+
+    texts = {"{work}/none.txt": "none.txt", "{work}/bystander": "bystander", "{work}/src/empty.txt": "empty.txt",
+             "{work}/src/bad.txt": "bad.txt", "{work}/out.txt": "tokenizer"}  # fmt: skip
+    for data, culprit in texts.items():
+        yield Damage(f"--data {data}", _texts, culprit, command=certified(data))
     yield Damage("a size that needs quotes", leave, "5 GB", ("--max-shard-size", "5 GB"), code=2)
+
+
+def _texts(work: Path) -> None:
+    (work / "src" / "empty.txt").write_text(" \n")
+    (work / "src" / "bad.txt").write_bytes(b"\xff\xfe\x00")
 
 
 USAGE = {
