@@ -16,7 +16,8 @@ from tests.integration.pico import save_composite, save_text
 from torch.testing import assert_close
 
 import moesaic
-from moesaic.certify import certify
+import moesaic.certify as moesaic_certify
+from moesaic.certify import by_layer, certify
 from moesaic.certify.by_layer import load_by_layer
 from moesaic.certify.capture import load, run
 from moesaic.certify.source import Source
@@ -128,6 +129,22 @@ def test_only_one_layer_is_there_at_a_time(llama: tuple[Path, Path]) -> None:
     run(model, torch.tensor([[3, 4, 5]]), count, routers, count)
     one_layer = sum(info.count for name, info in source.checkpoint.infos.items() if ".layers.0." in name)
     assert held == [one_layer, 0] * 4  # at its router, and behind it
+
+
+def test_layers_come_one_by_one_where_both_models_do_not_fit(
+    llama: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dense, moe = map(Source.open, llama)
+    needed = 4 * (dense.parameters + 2 * moe.parameters) / (1 - by_layer.SPARE)
+    for spare, whole in ((1, True), (-1, False)):
+        monkeypatch.setattr(by_layer, "free_memory", lambda spare=spare: needed + spare)
+        assert by_layer.fits(dense, moe) == whole
+    streamed: list[Source] = []
+    monkeypatch.setattr(
+        moesaic_certify, "load_by_layer", lambda source: streamed.append(source) or load_by_layer(source)
+    )
+    certify(*llama, max_tokens=32)
+    assert [source.checkpoint.folder for source in streamed] == list(llama)
 
 
 def test_what_cannot_be_cut_into_layers_says_so(llama: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:

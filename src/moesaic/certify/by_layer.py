@@ -102,9 +102,9 @@ def _mark_as_initialised(module: torch.nn.Module) -> None:
     module._is_hf_initialized = True  # type: ignore[assignment]  # noqa: SLF001
 
 
-def fits(*sources: Source) -> bool:
-    """Whether these models fit into free memory together, in float32."""
-    return 4 * sum(source.parameters for source in sources) <= (1 - SPARE) * free_memory()
+def fits(dense: Source, moe: Source) -> bool:
+    """Whether both models fit into free memory together, in float32; fusing its experts holds the MoE twice."""
+    return 4 * (dense.parameters + 2 * moe.parameters) <= (1 - SPARE) * free_memory()
 
 
 def free_memory() -> int:
