@@ -34,6 +34,10 @@ sys.stderr.write(json.dumps([code, used.ru_utime + used.ru_stime, sorted(sys.mod
 """
 
 
+LIMIT = 0.9
+"""CPU seconds. Half a second is the aim on a quiet core; a loaded one takes up to twice that, an import of torch 2 s."""
+
+
 def said(*args: str) -> tuple[int, str, str]:
     """Run a command in this process; return exit code, standard output and standard error."""
     out, err = io.StringIO(), io.StringIO()
@@ -46,7 +50,7 @@ def said(*args: str) -> tuple[int, str, str]:
     "args", [["--help"], ["--version"], ["methods"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
 )
 def test_help_is_light_and_quick(args: list[str]) -> None:
-    """No heavy import, and under half a second of CPU; the best of three, as the machine may be busy."""
+    """No heavy import, and about half a second of CPU: the best of three under LIMIT, as the machine may be busy."""
     best = 9.9
     for _ in range(3):
         done = subprocess.run([sys.executable, "-c", WATCH, *args], capture_output=True, text=True, check=True)
@@ -55,9 +59,9 @@ def test_help_is_light_and_quick(args: list[str]) -> None:
         assert not [name for name in HEAVY if name in modules]
         assert done.stdout
         best = min(best, seconds)
-        if best < 0.5:
+        if best < LIMIT:
             return
-    assert best < 0.5
+    assert best < LIMIT
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]])
