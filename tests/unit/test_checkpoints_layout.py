@@ -33,6 +33,7 @@ def outputs(tensors: dict[str, TensorInfo]) -> list[Output]:
     return [Output(name, info, (Piece(Fill(0.0), info.nbytes),)) for name, info in tensors.items()]
 
 
+@settings(deadline=None)
 @given(TENSORS, st.integers(0, 511).map(lambda n: 8 * n))
 def test_header_puts_the_data_where_it_is_told(tensors: dict[str, TensorInfo], residue: int) -> None:
     placed, end = {}, 0
@@ -103,6 +104,7 @@ def test_the_index_names_every_tensor_once(tensors: dict[str, TensorInfo], limit
     ]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.lists(st.integers(0, 9), max_size=3), min_size=1, max_size=6))
 def test_what_safetensors_writes_is_read_as_it_is(
     tmp_path_factory: pytest.TempPathFactory, shapes: dict[str, list[int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesaic.errors import PlanError
@@ -18,6 +18,7 @@ def copied(name: str, source: str = "w") -> Output:
     return Output(name, INFO, (Piece(Copy(Rows(source, 0, 4)), INFO.nbytes),))
 
 
+@settings(deadline=None)
 @given(st.sampled_from(sorted(ITEM_BYTES)), st.lists(st.integers(0, 99), max_size=4))
 def test_sizes(dtype: str, shape: list[int]) -> None:
     info = TensorInfo(dtype, tuple(shape))
