@@ -31,8 +31,8 @@ from typing import Any
 from measure import machine, table
 
 TOLERANCE = 1e-4
-VOCABULARY = 128
-LONGROPE = {"rope_type": "longrope", "short_factor": [1.5] * 16, "long_factor": [3.0] * 16, "rope_theta": 10000.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "rope_theta": 1e4}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.5] * 16, "long_factor": [3.0] * 16, "rope_theta": 1e4}
 
 
 @dataclass(frozen=True)
@@ -47,119 +47,66 @@ class Case:
     @property
     def name(self) -> str:
         """The case as a table names it."""
-        return f"{self.model} {self.options}".strip()
+        changes = (f"{key}={value}" for key, value in self.changes.items() if not isinstance(value, dict))
+        rope = (value["rope_type"] for value in self.changes.values() if isinstance(value, dict))
+        return " ".join([self.model, *changes, *rope, self.options]).strip()
 
 
-NO_VLLM, NO_LLAMA = ("vllm",), ("llama.cpp",)
+VLLM, LLAMA, BOTH = ("vllm",), ("llama.cpp",), ("vllm", "llama.cpp")
 CASES = [
     Case("llama"),
+    Case("llama", "", (), {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}),
+    Case("llama", "", (), {"rope_parameters": YARN}),
+    Case("llama", "--target glm4_moe", (), {"rope_parameters": YARN}),
+    Case("llama", "", (), {"head_dim": 64}),
+    Case("llama", "--target qwen2_moe", LLAMA, {"head_dim": 64}),
+    Case("llama", "--target granitemoe", LLAMA, {"head_dim": 64}),
     Case("llama3"),
-    Case("llama3", "--layers every:2 --experts spri", NO_LLAMA),
-    Case("llama3", "--target qwen2_moe", NO_LLAMA),
-    Case("llama3", "--target granitemoe"),
-    Case("llama-biased", "--target granitemoe", NO_VLLM),
+    Case("llama3", "--layers every:2 --experts spri", LLAMA),
+    Case("llama3", "--target qwen2_moe", LLAMA),
+    Case("llama3", "--target glm4_moe --untie", LLAMA),
+    Case("llama3", "--target granitemoe", LLAMA),
+    Case("llama-biased", "--target granitemoe", VLLM),
     Case("mistral"),
-    Case("mistral-window", "", NO_LLAMA),
-    Case("phi3", "", NO_LLAMA),
-    Case("phi3-longrope", "", NO_LLAMA, {"rope_parameters": LONGROPE, "sliding_window": None}),
-    Case("phi4-mini", "--layers last:3 --untie", (), {"sliding_window": None}),
-    Case("qwen2", "", NO_LLAMA),
-    Case("qwen2", "--shared-expert --layers 1,3", NO_LLAMA),
+    Case("mistral-window", "", LLAMA),
+    Case("mistral-window", "--target qwen2_moe", LLAMA),
+    Case("phi3", "", LLAMA),
+    Case("phi3-longrope", "", LLAMA, {"rope_parameters": LONGROPE}),
+    Case("phi4-mini", "--layers last:3 --untie"),
+    Case("qwen2"),
+    Case("qwen2", "--shared-expert --layers 1,3", LLAMA),
     Case("qwen2", "--target glm4_moe"),
+    Case("qwen2-windows", "", BOTH),
     Case("qwen3"),
-    Case("qwen3", "--layers every:2", NO_LLAMA),
+    Case("qwen3", "", LLAMA, {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0}),
+    Case("qwen3", "--layers every:2", LLAMA),
     Case("qwen3", "--target glm4_moe --layers last:3"),
-    Case("qwen3", "--target dots1 --layers last:3", NO_LLAMA),
-    Case("qwen3-biased"),
+    Case("qwen3", "--target dots1 --layers last:3", LLAMA),
+    Case("qwen3-biased", "", LLAMA),
+    Case("qwen3-biased", "--target qwen3_moe", BOTH),
+    Case("qwen3-windows", "", LLAMA),
     Case("glm"),
-    Case("olmo2", "", NO_LLAMA),
+    Case("olmo2", "", LLAMA),
     Case("granite"),
     Case("granite", "--target granitemoeshared --shared-expert"),
-    Case("granite-biased", "", NO_VLLM),
-    Case("gemma", "", NO_VLLM + NO_LLAMA),
-    Case("cohere2"),
-    Case("cohere2", "--layers last:3"),
+    Case("granite", "--target granitemoehybrid --shared-expert", LLAMA),
+    Case("granite-biased", "", VLLM),
+    Case("gemma", "", BOTH),
+    # vLLM lets a token see one more than its window, as Cohere trained; transformers and llama.cpp do not.
+    Case("cohere2", "", (), {"sliding_window": 64}),
+    Case("cohere2", "--layers last:3", (), {"sliding_window": 64}),
+    Case("cohere2", "", BOTH, {"attention_bias": True}),
     Case("ernie4_5"),
-    Case("ernie4_5", "--layers every:2", NO_LLAMA),
-    Case("hunyuan"),
-    Case("lfm2"),
-    Case("lfm2", "--layers last:3"),
-    Case("qwen3_5"),
+    Case("ernie4_5", "--layers last:3"),
+    Case("ernie4_5", "--layers every:2", LLAMA),
+    Case("ernie4_5", "--shared-expert", LLAMA),
+    Case("hunyuan", "", LLAMA),
+    Case("lfm2", "", VLLM),
+    Case("lfm2", "--layers last:3", VLLM),
+    Case("lfm2-biased", "", BOTH),
+    Case("qwen3_5", "", VLLM),
+    Case("gemma4", "", LLAMA),
 ]
-
-
-def tokens() -> list[list[int]]:
-    """Return the prompts, longer than the tiny models' windows."""
-    return [[3 + (7 * i * i + 31 * row) % 117 for i in range(24)] for row in range(2)]
-
-
-def by_transformers(folder: Path) -> Any:
-    """Return logits [rows, positions, vocabulary]."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype="float32")(torch.tensor(tokens())).logits
-
-
-def by_vllm(folder: Path) -> Any:
-    """Return log-probabilities [rows, positions - 1, vocabulary]."""
-    import torch
-    from vllm import LLM, SamplingParams
-    from vllm.distributed import cleanup_dist_env_and_memory
-
-    cleanup_dist_env_and_memory()  # of the folder before
-    model = LLM(
-        str(folder),
-        dtype="float32",
-        enforce_eager=True,
-        skip_tokenizer_init=True,
-        max_model_len=64,
-        max_logprobs=VOCABULARY,
-        max_num_seqs=2,
-    )
-    sampling = SamplingParams(max_tokens=1, prompt_logprobs=VOCABULARY, detokenize=False)
-    answers = model.generate([{"prompt_token_ids": row} for row in tokens()], sampling)
-    found = [
-        [[position[i].logprob for i in range(VOCABULARY)] for position in answer.prompt_logprobs[1:]]
-        for answer in answers
-    ]
-    return torch.tensor(found)
-
-
-def by_llama(folder: Path) -> Any:
-    """Return logits [rows, positions, vocabulary], by way of a GGUF file without a vocabulary."""
-    import torch
-
-    sys.path[:0] = [os.environ["LLAMA_SOURCE"], os.environ["LLAMA_SOURCE"] + "/gguf-py"]
-    import gguf
-    from llama_cpp import Llama
-
-    from conversion import get_model_class
-
-    base = get_model_class(json.loads((folder / "config.json").read_text())["architectures"][0])
-
-    class WithoutVocabulary(base):  # type: ignore[misc,valid-type]
-        model_arch = base.model_arch
-
-        def set_vocab(self) -> None:
-            self.gguf_writer.add_tokenizer_model("no_vocab")
-            self.gguf_writer.add_vocab_size(VOCABULARY)
-
-    file = folder / "model.gguf"
-    with torch.inference_mode():
-        WithoutVocabulary(folder, gguf.LlamaFileType.ALL_F32, file).write()
-    # Keys and values are cached in float32 (0): in the default float16 they alone cost 3e-3.
-    model = Llama(str(file), n_ctx=64, logits_all=True, verbose=False, type_k=0, type_v=0)
-    found = []
-    for row in tokens():
-        model.reset()
-        model.eval(row)
-        found.append(torch.from_numpy(model.scores[: len(row)].copy()))
-    return torch.stack(found)
-
-
-RUNTIMES = {"transformers": by_transformers, "vllm": by_vllm, "llama.cpp": by_llama}
 
 
 def upcycled(case: Case, runtime: str, dense: Path, out: Path) -> str:
@@ -177,20 +124,12 @@ def upcycled(case: Case, runtime: str, dense: Path, out: Path) -> str:
     return done.stderr.partition(f"- {nearest}: ")[2].partition("\n")[0]
 
 
-def answer(runtime: str, folders: list[Path]) -> None:
-    """Store what a runtime computes in each folder; this is run in the interpreter that has it."""
-    import torch
-
-    for folder in folders:
-        torch.save(RUNTIMES[runtime](folder), folder / f"{runtime}.pt")
-
-
 def ask(runtime: str, python: Path, folders: list[Path]) -> None:
     """Have all folders answered; where one fails, say why and go on behind it in a new process."""
     quiet = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     quiet["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     while folders:
-        command = [python, __file__, "--child", runtime, *folders]
+        command = [python, Path(__file__).with_name("runtimes.py"), runtime, *folders]
         done = subprocess.run(command, env={**os.environ, **quiet}, capture_output=True, text=True, check=False)
         failed = next((i for i, folder in enumerate(folders) if not (folder / f"{runtime}.pt").exists()), len(folders))
         if failed < len(folders):
@@ -250,12 +189,7 @@ def main() -> None:
     parser.add_argument("--llama-source", type=Path, help="vendor/llama.cpp of its unpacked source")
     parser.add_argument("--transformers", type=Path, default=Path(sys.executable), help="python that has transformers")
     parser.add_argument("--only", default="", help="only cases whose name begins with this text")
-    parser.add_argument("--child", choices=RUNTIMES, help=argparse.SUPPRESS)
-    parser.add_argument("folders", nargs="*", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.child:
-        answer(args.child, args.folders)
-        return
     os.environ["LLAMA_SOURCE"] = str(args.llama_source)
     pythons = {"transformers": args.transformers, "vllm": args.vllm, "llama.cpp": args.llama}
     pythons = {name: python for name, python in pythons.items() if python}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -293,6 +294,23 @@ def test_a_composites_text_config_must_be_there_and_is_named() -> None:
 def test_a_runtime_that_would_be_wrong_is_refused(name: str, runtime: Any, words: str) -> None:
     preferred = match(GOLDEN[name], nothing).target.model_type
     assert words in refusal(GOLDEN[name], target=preferred, runtime=runtime)
+
+
+@pytest.mark.parametrize(("name", "target", "runtime", "words"), [
+    ("llama-3.1-8b", "glm4_moe", "llama.cpp", "rotary factors"),
+    ("phi-4-mini", "glm4_moe", "llama.cpp", "longrope"),
+    ("mistral-7b-v0.1", "qwen3_moe", "llama.cpp", "sliding window"),
+    ("llama-3.1-8b", "granitemoehybrid", "llama.cpp", "Mamba"),
+])  # fmt: skip
+def test_a_class_that_a_runtime_gets_wrong_is_refused(name: str, target: str, runtime: Any, words: str) -> None:
+    assert words in refusal(GOLDEN[name], target=target, runtime=runtime)
+
+
+def test_an_untied_head_lifts_what_was_refused_for_a_tied_one() -> None:
+    tied = Options(experts=SparseUpcycling(), target="glm4_moe", runtime="llama.cpp")
+    with pytest.raises(ArchitectureError, match="--untie"):
+        prepare(GOLDEN["smollm2-135m"], tied)
+    assert not prepare(GOLDEN["smollm2-135m"], replace(tied, untie=True)).config["tie_word_embeddings"]
 
 
 def test_a_composite_that_a_runtime_hard_codes_is_refused_there() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
+    LLAMA_CPP,
     ROPE,
     SILU_ONLY,
     SparseTarget,
@@ -59,7 +60,13 @@ COHERE2_MOE = SparseTarget(
     router_modules=("mlp.gate",),
     since="5.0",
     refuses={
-        "vllm": {"*": "vLLM computes other logits with some windows and with leading dense layers"},
-        "llama.cpp": {"non_silu": SILU_ONLY},
+        "vllm": {
+            "non_silu": SILU_ONLY,
+            **dict.fromkeys(("qkv_bias", "o_bias"), "vLLM's class drops the attention's biases"),
+        },
+        "llama.cpp": {
+            **LLAMA_CPP,
+            **dict.fromkeys(("qkv_bias", "o_bias"), "llama.cpp does not load this class with attention biases"),
+        },
     },
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
+    LLAMA_CPP,
     ROPE,
     SILU_ONLY,
     Constant,
@@ -75,7 +76,7 @@ ERNIE4_5_MOE = SparseTarget(
     refuses={
         "vllm": {"non_silu": SILU_ONLY},
         "llama.cpp": {
-            "non_silu": SILU_ONLY,
+            **LLAMA_CPP,
             "some_layers": "llama.cpp knows dense layers only at the front",
             "shared_expert": "llama.cpp does not load converted models that have a shared expert",
         },

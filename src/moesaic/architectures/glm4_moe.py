@@ -6,6 +6,7 @@ from typing import Any
 
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
+    LLAMA_CPP,
     ROPE,
     SILU_ONLY,
     Constant,
@@ -74,11 +75,8 @@ GLM4_MOE = SparseTarget(
     refuses={
         "vllm": {"non_silu": SILU_ONLY},
         "llama.cpp": {
-            "non_silu": SILU_ONLY,
+            **LLAMA_CPP,
             "tied": "llama.cpp wants an output head of its own; convert with --untie",
-            **dict.fromkeys(
-                sorted(ROPE), "llama.cpp computes other logits with scaled rotary embeddings in this class"
-            ),
         },
     },
 )

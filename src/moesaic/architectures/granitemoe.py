@@ -7,6 +7,7 @@ from typing import Any
 
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
+    LLAMA_CPP,
     ROPE,
     SILU_ONLY,
     Constant,
@@ -81,10 +82,8 @@ GRANITEMOE = SparseTarget(
         "transformers4": {"head_dim": "before 5.0 the class takes hidden_size / num_attention_heads for head_dim"},
         "vllm": {"non_silu": SILU_ONLY, "qkv_bias": DROPS_BIASES, "o_bias": DROPS_BIASES},
         "llama.cpp": {
-            "non_silu": SILU_ONLY,
-            **dict.fromkeys(
-                (*sorted(ROPE), "head_dim"), "llama.cpp does not load this class with such rotary or head settings"
-            ),
+            **LLAMA_CPP,
+            "head_dim": "llama.cpp takes hidden_size / num_attention_heads for head_dim",
         },
     },
 )
@@ -104,7 +103,7 @@ GRANITEMOESHARED = replace(
 GRANITEMOEHYBRID = replace(
     GRANITEMOESHARED,
     model_type="granitemoehybrid",
-    refuses={**GRANITEMOE.refuses, "llama.cpp": {"*": "llama.cpp does not load converted models"}},
+    refuses={**GRANITEMOE.refuses, "llama.cpp": {"*": "llama.cpp's converter wants Mamba layers"}},
     class_name="GraniteMoeHybridForCausalLM",
     shared_required=True,
     configure=configure_hybrid,

@@ -46,5 +46,8 @@ HUNYUAN_V1_MOE = SparseTarget(
     limits=(shared_is_one_expert,),
     configure=configure,
     router_modules=("mlp.gate.wg",),
-    refuses={"vllm": {"non_silu": SILU_ONLY}, "llama.cpp": {"*": "llama.cpp does not load converted models"}},
+    refuses={
+        "vllm": {"non_silu": SILU_ONLY},
+        "llama.cpp": {"*": "llama.cpp's converter wants its numbers layer by layer"},
+    },
 )

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from moesaic.architectures.dense import Decoder
-from moesaic.architectures.sparse import ROPE, Constant, ExpertTensor, SparseTarget, expert_counts, kin_config
+from moesaic.architectures.sparse import (
+    LLAMA_CPP,
+    ROPE,
+    Constant,
+    ExpertTensor,
+    SparseTarget,
+    expert_counts,
+    kin_config,
+)
 from moesaic.spec import ModelShape
 
 FFN = "model.layers.{layer}.feed_forward."
@@ -48,7 +56,7 @@ LFM2_MOE = SparseTarget(
     router_modules=("feed_forward.gate",),
     since="5.0",
     refuses={
-        "vllm": {"*": "vLLM computes other logits"},
-        "llama.cpp": {"conv_bias": "llama.cpp does not load this class with convolution biases"},
+        "vllm": {"*": "vLLM (0.32, its CPU build) computes other logits"},
+        "llama.cpp": {**LLAMA_CPP, "conv_bias": "llama.cpp does not load this class with convolution biases"},
     },
 )

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from moesaic.architectures.dense import Decoder
-from moesaic.architectures.sparse import ROPE, SILU_ONLY, ExpertTensor, SparseTarget, common_config, expert_counts
+from moesaic.architectures.sparse import (
+    LLAMA_CPP,
+    ROPE,
+    SILU_ONLY,
+    ExpertTensor,
+    SparseTarget,
+    common_config,
+    expert_counts,
+)
 from moesaic.spec import ModelShape
 
 BLOCK = "model.layers.{layer}.block_sparse_moe."
@@ -40,10 +48,6 @@ MIXTRAL = SparseTarget(
     router_modules=("mlp.gate", "block_sparse_moe.gate"),
     refuses={
         "vllm": {"non_silu": SILU_ONLY},
-        "llama.cpp": {
-            "non_silu": SILU_ONLY,
-            "window": "llama.cpp ignores the sliding window, so logits are wrong past it",
-            "rope_longrope": "llama.cpp's converter drops the longrope factors",
-        },
+        "llama.cpp": {feature: why for feature, why in LLAMA_CPP.items() if feature != "rope_llama3"},
     },
 )

@@ -7,6 +7,7 @@ from typing import Any
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
     ROPE,
+    SILU_ONLY,
     Constant,
     SparseTarget,
     expert_counts,
@@ -48,6 +49,6 @@ QWEN3_5_MOE = SparseTarget(
     since="5.0",
     refuses={
         "vllm": {"*": "vLLM does not load the text class by itself"},
-        "llama.cpp": {"*": "llama.cpp does not load converted models"},
+        "llama.cpp": {"non_silu": SILU_ONLY},  # its converter needs --no-mtp
     },
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import (
+    LLAMA_CPP,
     ROPE,
     SILU_ONLY,
     SparseTarget,
@@ -55,9 +56,9 @@ QWEN3_MOE = SparseTarget(
     configure=configure,
     router_modules=("mlp.gate",),
     refuses={
-        "vllm": {"non_silu": SILU_ONLY, "qkv_bias": "vLLM computes other logits where attention has biases"},
+        "vllm": {"non_silu": SILU_ONLY, "o_bias": "vLLM's class drops the bias on the attention's output"},
         "llama.cpp": {
-            "non_silu": SILU_ONLY,
+            **LLAMA_CPP,
             "qkv_bias": "llama.cpp does not load this class with attention biases",
             **dict.fromkeys(("some_layers", "leading_dense"), "llama.cpp's converter wants every layer to be MoE"),
         },

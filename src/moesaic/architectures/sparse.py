@@ -18,6 +18,17 @@ ROPE = frozenset({"rope_linear", "rope_dynamic", "rope_yarn", "rope_llama3", "ro
 
 SILU_ONLY = "its MoE layer computes SiLU whatever the config says"
 
+WINDOW = "llama.cpp ignores the sliding window, so logits are wrong past it"
+LLAMA_CPP = {
+    "non_silu": SILU_ONLY,
+    "window": WINDOW,
+    "layer_windows": WINDOW,
+    "rope_llama3": "llama.cpp's converter does not write Llama 3's rotary factors for this class",
+    "rope_longrope": "llama.cpp's converter drops the longrope factors",
+    "rope_dynamic": "llama.cpp has no dynamic rotary scaling, so logits are wrong past the trained length",
+}
+"""What llama.cpp gets wrong in classes that know no better, nearly all of it without a word."""
+
 
 @dataclass(frozen=True)
 class ExpertTensor:
