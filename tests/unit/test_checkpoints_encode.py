@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moesaic.checkpoints.encode import encode_array, encode_tensor
@@ -29,11 +29,13 @@ def test_every_upper_half(dtype: str, lower: int) -> None:
     hold((np.arange(1 << 16, dtype=np.uint64) << 16) | lower, dtype)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=50), st.sampled_from(sorted(TORCH)))
 def test_any_bits(bits: list[int], dtype: str) -> None:
     hold(np.array(bits, np.uint64), dtype)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(width=64, allow_nan=False), min_size=1, max_size=20), st.sampled_from(["F64", "F32"]))
 def test_doubles(values: list[float], dtype: str) -> None:
     with np.errstate(over="ignore"):

@@ -85,6 +85,7 @@ def test_written_shards_are_the_plan(
     assert sorted(index for shard in shards for index in shard.offsets) == list(range(len(plan)))
 
 
+@settings(deadline=None)
 @given(TENSORS, st.integers(1, 5_000))
 def test_the_index_names_every_tensor_once(tensors: dict[str, TensorInfo], limit: int) -> None:
     plan = outputs(tensors)
