@@ -15,6 +15,7 @@ from moesaic.ffn import FFN
 from moesaic.method import number
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Scaled(ExpertInit):
 
     by: float = number(0.1, low=0.0, high=1.0)
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         for i in range(layer.num_experts):
             yield dense.replace(down=dense.down * (1 + self.by * (-1) ** i))
 

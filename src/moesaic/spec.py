@@ -98,7 +98,8 @@ class LayerSpec:
     Args:
         num_experts: E. top_k: K. hidden: D. width: F, neurons of the dense FFN.
         expert_size: f, neurons of a routed expert.
-        shared_expert: whether an always-on expert of width F stands beside the routed ones.
+        shared_expert: whether an always-on expert stands beside the routed ones. shared_size: its width in neurons;
+            None: F.
         normalize_gates: whether the K gates sum to 1.
         gated: whether the dense FFN has a gate matrix.
     """
@@ -111,6 +112,12 @@ class LayerSpec:
     shared_expert: bool = False
     normalize_gates: bool = True
     gated: bool = True
+    shared_size: int | None = None
+
+    @property
+    def shared_width(self) -> int:
+        """Neurons of the shared expert, if there is one."""
+        return self.width if self.shared_size is None else self.shared_size
 
 
 @dataclass(frozen=True)

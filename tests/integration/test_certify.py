@@ -33,6 +33,7 @@ from moesaic.ffn import FFN
 from moesaic.plan import Rows
 from moesaic.seeds import Stream
 from moesaic.spec import Layers, LayerSpec, MoESpec
+from moesaic.stats import UNSEEN, Seen
 
 ALL, EVERY_OTHER = MoESpec(4, 2), MoESpec(4, 2, layers=Layers("every:2"))
 
@@ -208,7 +209,7 @@ class Boastful(ExpertInit):
     def preserves_function(self, layer: LayerSpec) -> bool:
         return True
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         for _ in range(layer.num_experts):
             yield dense.map(lambda name, tensor: 1.1 * tensor if name == "down" else tensor)
 

@@ -39,7 +39,7 @@ def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
         "prefix_dense_intermediate_size": decoder.width,
         "prefix_dense_sliding_window_pattern": 4,
         "mlp_layer_types": ["sparse" if i in shape.moe_layers else "dense" for i in range(decoder.num_layers)],
-        "num_shared_experts": layer.width // layer.expert_size if layer.shared_expert else 0,
+        "num_shared_experts": layer.shared_width // layer.expert_size if layer.shared_expert else 0,
         "shared_expert_combination_strategy": "sum",
         "expert_selection_fn": "softmax",
         "norm_topk_prob": True,

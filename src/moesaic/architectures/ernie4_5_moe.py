@@ -49,7 +49,7 @@ def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
         "moe_num_experts": layer.num_experts,
         "moe_k": layer.top_k,
         "moe_intermediate_size": layer.expert_size,
-        "moe_num_shared_experts": layer.width // layer.expert_size if layer.shared_expert else 0,
+        "moe_num_shared_experts": layer.shared_width // layer.expert_size if layer.shared_expert else 0,
         "moe_layer_start_index": min(shape.moe_layers),
         "moe_layer_end_index": max(shape.moe_layers),
         "moe_layer_interval": interval(shape) or 1,

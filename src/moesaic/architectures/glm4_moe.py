@@ -27,7 +27,7 @@ def sigmoid_router(shape: ModelShape) -> dict[str, Any]:
     layer = shape.layer
     return {
         "n_routed_experts": layer.num_experts,
-        "n_shared_experts": layer.width // layer.expert_size if layer.shared_expert else 0,
+        "n_shared_experts": layer.shared_width // layer.expert_size if layer.shared_expert else 0,
         "moe_intermediate_size": layer.expert_size,
         "first_k_dense_replace": min(shape.moe_layers),
         "norm_topk_prob": layer.normalize_gates,

@@ -46,7 +46,7 @@ def configure_shared(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
     """Write a GraniteMoeSharedConfig; a shared size of zero is no shared expert."""
     return {
         **configure(decoder, shape),
-        "shared_intermediate_size": decoder.width if shape.layer.shared_expert else 0,
+        "shared_intermediate_size": shape.layer.shared_width if shape.layer.shared_expert else 0,
     }
 
 

@@ -32,7 +32,7 @@ def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
         **types,
         "intermediate_size": decoder.width,
         "moe_intermediate_size": shape.layer.expert_size,
-        "shared_expert_intermediate_size": decoder.width if shape.layer.shared_expert else 0,
+        "shared_expert_intermediate_size": shape.layer.shared_width if shape.layer.shared_expert else 0,
         "norm_topk_prob": shape.layer.normalize_gates,
         "decoder_sparse_step": 1,
         "mlp_only_layers": dense_layers(shape),

@@ -26,7 +26,7 @@ def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
         **expert_counts(shape),
         "layer_types": list(decoder.layer_kinds),
         "moe_intermediate_size": shape.layer.expert_size,
-        "shared_expert_intermediate_size": decoder.width,
+        "shared_expert_intermediate_size": shape.layer.shared_width,
         "norm_topk_prob": True,
         "output_router_logits": False,
         "router_aux_loss_coef": 0.001,

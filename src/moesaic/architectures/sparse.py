@@ -232,20 +232,20 @@ def layer_types(decoder: Decoder) -> dict[str, Any]:
 def shared_is_whole_experts(shape: ModelShape) -> str | None:
     """Limit of classes whose shared expert is a whole number of routed experts wide."""
     layer = shape.layer
-    if not layer.shared_expert or layer.width % layer.expert_size == 0:
+    if not layer.shared_expert or layer.shared_width % layer.expert_size == 0:
         return None
     return (
         "the class's shared expert is a whole number of routed experts wide, "
-        f"and {layer.width} neurons are no multiple of {layer.expert_size}"
+        f"and {layer.shared_width} neurons are no multiple of {layer.expert_size}"
     )
 
 
 def shared_is_one_expert(shape: ModelShape) -> str | None:
     """Limit of classes whose shared expert is exactly as wide as a routed one."""
     layer = shape.layer
-    if not layer.shared_expert or layer.width == layer.expert_size:
+    if not layer.shared_expert or layer.shared_width == layer.expert_size:
         return None
     return (
-        f"the class's shared expert is as wide as a routed one, and they are {layer.width} and "
+        f"the class's shared expert is as wide as a routed one, and they are {layer.shared_width} and "
         f"{layer.expert_size} neurons"
     )

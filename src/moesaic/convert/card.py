@@ -57,7 +57,7 @@ def _what(conversion: Conversion, record: dict[str, Any]) -> str:
     moe, shape = conversion.shape.layer, conversion.shape
     count = sum(output.info.count for output in conversion.plan.outputs)
     asleep = (moe.num_experts - moe.top_k) * (2 + moe.gated) * moe.hidden * moe.expert_size * len(shape.moe_layers)
-    shared = f", beside an always-on shared expert of {moe.width}" if moe.shared_expert else ""
+    shared = f", beside an always-on shared expert of {moe.shared_width}" if moe.shared_expert else ""
     every = len(shape.moe_layers) == shape.num_layers
     layers = f"all {shape.num_layers} layers" if every else f"layers {_listed(shape.moe_layers)} of {shape.num_layers}"
     return (

@@ -145,7 +145,9 @@ class Outputs:
                 stack = TensorInfo(block.dtype, (moe.num_experts, *block.shape))
                 yield Output(self._named(tensor.name, layer), stack, tuple(p for found in pieces for p in found))
         for tensor in target.shared if moe.shared_expert else ():
-            yield Output(self._named(tensor.name, layer), self._block(tensor, moe.width), self._shared(tensor, layer))
+            yield Output(
+                self._named(tensor.name, layer), self._block(tensor, moe.shared_width), self._shared(tensor, layer)
+            )
 
     def _named(self, template: str, layer: int | None, expert: int = 0) -> str:
         return self.holdings.on_disk(template.format(layer=layer, expert=expert))
@@ -167,7 +169,7 @@ class Outputs:
         if all(self._copies(m, layer, self.factors[0]) for m in tensor.matrices) and not tensor.transposed:
             return self._copy_pieces(tensor, layer)
         made = Shared(layer, tensor.matrices, tensor.transposed)
-        return (Piece(made, self._block(tensor, self.shape.layer.width).nbytes),)
+        return (Piece(made, self._block(tensor, self.shape.layer.shared_width).nbytes),)
 
     def _copies(self, matrix: Matrix, layer: int, factor: float) -> bool:
         """Whether the dense matrix's bytes can stand in the output as they are."""

@@ -147,7 +147,7 @@ def _layer_bytes(conversion: Conversion) -> int:
     made = conversion.options.experts.working_bytes(layer, ITEM_BYTES[outputs.holdings.infos[up.tensor].dtype])
     item = ITEM_BYTES[outputs.new_dtype]
     routed = max(_rounded(t, sizes(layer, layer.expert_size), item, routed_factor) for t in target.experts)
-    shared = max((_rounded(t, sizes(layer, layer.width), item, shared_factor) for t in target.shared), default=0)
+    shared = max((_rounded(t, sizes(layer, layer.shared_width), item, shared_factor) for t in target.shared), default=0)
     return max(made + routed, shared if layer.shared_expert else 0)
 
 

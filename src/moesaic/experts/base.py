@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from moesaic.ffn import FFN
+from moesaic.lazy import torch
 from moesaic.method import Method
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen, Statistic
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,14 @@ class ExpertInit(Method, ABC):
     def expert_size(self, width: int, num_experts: int) -> int:
         """Return the natural width of one expert, in neurons, for a dense FFN of `width` neurons."""
         return width
+
+    def shared_size(self, width: int, num_experts: int) -> int:
+        """Return the width of the shared expert, where one is asked for: the whole dense FFN for most methods."""
+        return width
+
+    def statistics(self, layer: LayerSpec) -> tuple[Statistic, ...]:
+        """Return what must be known of the dense FFN's activations; only that is collected, and stands in `seen`."""
+        return ()
 
     def problems(self, layer: LayerSpec) -> list[str]:
         """Return every reason why this method can't make this layer, each in the form of an error message."""
@@ -89,14 +99,23 @@ class ExpertInit(Method, ABC):
         """Return about how many float64 operations of linear algebra one layer takes, making each weight aside."""
         return 0.0
 
+    def neurons(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> torch.Tensor | None:
+        """Return which dense neurons each expert holds, [E, f] int64, where they are dealt out; routers may read it."""
+        return None
+
+    def shared(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> FFN:
+        """Return the shared expert, of width `layer.shared_width`; a copy of the dense FFN for most methods."""
+        return dense
+
     @abstractmethod
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         """Yield the routed experts in order, each of width `layer.expert_size`.
 
         Args:
             dense: the dense FFN, [F, D], [D, F]; never written to.
             layer: the numbers of the layer, already checked by `problems`.
             stream: randomness of this method and layer; name a child for each expert and matrix.
+            seen: results of `statistics(layer)`.
 
         Matrices may come in a wider dtype than the dense ones; the writer rounds once. Shares are NOT applied here.
         """

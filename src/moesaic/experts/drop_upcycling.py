@@ -14,6 +14,7 @@ from moesaic.method import number
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class DropUpcycling(ExpertInit):
     def _count(self, layer: LayerSpec) -> int:
         return int(self.ratio * layer.width)
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         for expert in range(layer.num_experts):
             yield self._dropped(dense, self._count(layer), stream.child(expert))
 

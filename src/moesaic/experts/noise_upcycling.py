@@ -14,6 +14,7 @@ from moesaic.method import number
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 USED = {
     "add_rows": {"fraction", "std"},
@@ -71,7 +72,7 @@ class NoiseUpcycling(ExpertInit):
     def verbatim(self, layer: LayerSpec) -> frozenset[Matrix]:
         return frozenset({"gate_bias", "up_bias", "down_bias"})
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         for expert in range(layer.num_experts):
             exact = expert == 0 and self.sides == "copies"
             yield dense if exact else self._noised(dense, stream.child(expert))

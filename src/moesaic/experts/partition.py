@@ -12,6 +12,7 @@ from moesaic.ffn import FFN
 from moesaic.lazy import np, torch
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Partition(ExpertInit):
         shared, routed = super().shares(layer)
         return shared, routed * layer.num_experts
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         order = np.arange(dense.width) if self.split == "contiguous" else stream.permutation(dense.width)
         for neurons in order.reshape(layer.num_experts, -1):
             part = dense.take(torch.from_numpy(neurons))

@@ -13,6 +13,7 @@ from moesaic.lazy import torch
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class ResidualInit(ExpertInit, ABC):
         own: dict[str, Matrix] = {"gate": "gate_bias", "up": "up_bias", "down": "down_bias"}
         return frozenset({own[self.placement], "down_bias"})
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         copy = dense.map(lambda name, t: torch.zeros_like(t) if name in self._silent() else t)
         weight = dict(dense.matrices())[self.placement]
 

@@ -11,6 +11,7 @@ from moesaic.ffn import FFN, MATRICES
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ class SparseUpcycling(ExpertInit):
     def preserves_function(self, layer: LayerSpec) -> bool:
         return layer.normalize_gates and not (layer.shared_expert and self.shares_mode == "full")
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         for _ in range(layer.num_experts):
             yield dense

@@ -12,6 +12,7 @@ from moesaic.lazy import torch
 from moesaic.method import number
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SplitReinit(ExpertInit):
         """Return (1, 1): as in the report, pieces add to a whole shared expert, they don't stand for it."""
         return (1.0, 1.0)
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         size = layer.expert_size
         for expert in range(layer.num_experts):
             copy, segment = divmod(expert, self.segments)

@@ -15,6 +15,7 @@ from moesaic.method import number
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class VirtualGroup(ExpertInit):
     def preserves_function(self, layer: LayerSpec) -> bool:
         return layer.normalize_gates and (self.scale_mode == "exact" or self.shards == 1)
 
-    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream) -> Iterator[FFN]:
+    def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         scales = self._scales(layer, gated=dense.gate is not None)
 
         def scaled(name: Matrix, tensor: torch.Tensor) -> torch.Tensor:

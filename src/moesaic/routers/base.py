@@ -10,6 +10,7 @@ from moesaic.lazy import np
 from moesaic.method import Method
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen, Statistic
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,18 @@ class RouterInit(Method, ABC):
         """Whether different experts get different logits, so that identical experts can part during training."""
         return True
 
+    def statistics(self, layer: LayerSpec) -> tuple[Statistic, ...]:
+        """Return what must be known of the dense FFN's activations; only that is collected, and stands in `seen`."""
+        return ()
+
     def problems(self, layer: LayerSpec) -> list[str]:
         """Return every reason why this router can't be made for this layer, each in the form of an error message."""
         return []
 
     @abstractmethod
-    def weight(self, layer: LayerSpec, stream: Stream) -> np.ndarray:
-        """Return the router weight [E, D], float64."""
+    def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
+        """Return the router weight [E, D], float64.
+
+        Args:
+            seen: results of `statistics(layer)`, and which neurons each expert holds where the expert init says.
+        """

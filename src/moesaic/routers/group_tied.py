@@ -9,6 +9,7 @@ from moesaic.method import number
 from moesaic.routers.base import RouterInit
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,6 @@ class GroupTied(RouterInit):
             return []
         return [f"{self.name()}: num_experts must be a multiple of group = {self.group}. Got {layer.num_experts}."]
 
-    def weight(self, layer: LayerSpec, stream: Stream) -> np.ndarray:
+    def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
         rows = self.std * stream.normal((layer.num_experts // self.group, layer.hidden)).astype(np.float64)
         return rows.repeat(self.group, axis=0)

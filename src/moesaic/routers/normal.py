@@ -9,6 +9,7 @@ from moesaic.method import number
 from moesaic.routers.base import RouterInit
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -29,5 +30,5 @@ class Normal(RouterInit):
 
     std: float = number(0.02, low=1e-6, high=1.0)
 
-    def weight(self, layer: LayerSpec, stream: Stream) -> np.ndarray:
+    def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
         return self.std * stream.normal((layer.num_experts, layer.hidden)).astype(np.float64)

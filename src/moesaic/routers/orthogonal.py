@@ -9,6 +9,7 @@ from moesaic.method import number
 from moesaic.routers.base import RouterInit
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Orthogonal(RouterInit):
             )
         return found
 
-    def weight(self, layer: LayerSpec, stream: Stream) -> np.ndarray:
+    def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
         draws = stream.normal((layer.hidden, layer.num_experts)).astype(np.float64)
         columns, triangle = np.linalg.qr(draws)
         signs = np.where(triangle.diagonal() < 0, -1.0, 1.0)  # makes the law uniform and free of LAPACK's choice

@@ -8,6 +8,7 @@ from moesaic.lazy import np
 from moesaic.routers.base import RouterInit
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
@@ -27,5 +28,5 @@ class Zeros(RouterInit):
     def breaks_ties(self) -> bool:
         return False
 
-    def weight(self, layer: LayerSpec, stream: Stream) -> np.ndarray:
+    def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
         return np.zeros((layer.num_experts, layer.hidden))
