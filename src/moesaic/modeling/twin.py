@@ -1,0 +1,131 @@
+"""The tiny twin of a model: same class, same wiring, random float64 weights, and runs of it on dummy inputs."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from moesaic.lazy import torch
+from moesaic.modeling.inputs import Inputs, candidates
+from moesaic.modeling.tiny import Scale, tiny_config
+
+MAX_WEIGHTS = 150_000_000  # of a twin; more would take seconds and gigabytes for nothing
+
+
+class TwinError(Exception):
+    """No twin of this size could be built or run; the next scale may do."""
+
+
+def build(cls: type[PreTrainedModel], config: PreTrainedConfig, scale: Scale, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the twin of `cls(config)` in eval mode, no weight of it zero or one.
+
+    Raises:
+        TwinError: where the class does not take the small config, or the twin is still large.
+    """
+    with quiet():
+        try:
+            small = tiny_config(config, scale)
+            small._attn_implementation = "eager"  # noqa: SLF001  # as from_config sets it
+            weights = sum(p.numel() for p in skeleton(cls, small).parameters())
+            torch.manual_seed(0)
+            model: Any = cls(small) if weights <= MAX_WEIGHTS else None
+        except Exception as error:
+            raise TwinError(f"{type(error).__name__}: {first_line(error)}") from error
+    if model is None:
+        raise TwinError(f"the smallest {cls.__name__} has {weights:,} weights")
+    twin: PreTrainedModel = model.to(dtype).eval()
+    randomize(twin)
+    return twin
+
+
+def skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the model on the meta device: all its modules, no memory."""
+    with quiet(), torch.device("meta"):
+        return cls(config)
+
+
+@torch.no_grad()
+def randomize(model: torch.nn.Module) -> None:
+    """Draw every weight, bias, norm and running statistic anew; a matrix gives outputs about three times its inputs."""
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in model.named_parameters():
+        shape, dtype = tensor.shape, tensor.dtype
+        if tensor.ndim >= 2:
+            fan = max(1, tensor[0].numel())
+            tensor.copy_(torch.randn(shape, generator=generator, dtype=dtype) * (1.5 / fan**0.5))
+        else:
+            low = -1.0 if name.endswith("bias") else 0.5
+            tensor.copy_(torch.rand(shape, generator=generator, dtype=dtype) * (2.0 if low < 0 else 1.0) + low)
+    for name, buffer in model.state_dict(keep_vars=True).items():
+        if isinstance(buffer, torch.nn.Parameter) or not buffer.is_floating_point():
+            continue
+        drawn = torch.rand(buffer.shape, generator=generator, dtype=buffer.dtype) + 0.5
+        if name.endswith(("running_mean", "running_var")):
+            buffer.copy_(drawn)
+        elif bool(torch.isinf(buffer).any()):  # limits of a clamp, open until a checkpoint sets them
+            buffer.copy_(torch.sign(buffer) * drawn)
+
+
+def run(model: PreTrainedModel) -> tuple[Inputs, list[torch.Tensor]]:
+    """Return the first dummy inputs that the model takes, and its outputs.
+
+    Raises:
+        TwinError: where it takes none; says why the first was refused.
+    """
+    problem = "no inputs are known"
+    for count, inputs in enumerate(candidates(model)):
+        try:
+            return inputs, outputs(model, inputs)
+        except Exception as error:  # noqa: BLE001  # any error means: not these inputs
+            problem = f"{type(error).__name__}: {first_line(error)}" if count == 0 else problem
+    raise TwinError(problem)
+
+
+@torch.no_grad()
+def outputs(model: torch.nn.Module, inputs: Inputs) -> list[torch.Tensor]:
+    """Return all floating-point tensors of one forward call, the random generator set anew."""
+    torch.manual_seed(0)
+    with quiet():
+        return list(tensors(model(**inputs)))
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield the floating-point tensors inside any output, in order."""
+    if isinstance(value, torch.Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from tensors(item)
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from tensors(getattr(value, part.name))
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from printing while twins are tried."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers.logging.set_verbosity(level)
