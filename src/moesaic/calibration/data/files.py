@@ -15,6 +15,7 @@ from moesaic.calibration.data.media import Picture, Sound
 from moesaic.calibration.data.pieces import piece, pieces
 from moesaic.calibration.data.rows import item_of
 from moesaic.errors import CalibrationError
+from moesaic.stats.labels import natural
 
 SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
     "text": (".txt", ".md", ".jsonl", ".json"),
@@ -65,7 +66,7 @@ def from_files(path: Path, reads: Collection[Kind], labels: Sequence[str] | None
         raise CalibrationError(
             f"{path}: the data must hold a file that the model can read ({wanted}). Got {got}. Pass other data."
         )
-    found = tuple(labels) if labels is not None else tuple(sorted(_labels(kept)))
+    found = tuple(labels) if labels is not None else tuple(sorted(_labels(kept), key=natural))
     ends = list(accumulate(file.places for file in kept))
 
     def read(place: int) -> Iterator[Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -71,13 +72,21 @@ class Sound:
     source: Any
     rate: int | None = None
 
-    def samples(self, rate: int) -> np.ndarray:
-        """Return the recording as float32 [T] at `rate` hertz, channels averaged.
+    @property
+    def seconds(self) -> float:
+        """How long it is, from the head of the file."""
+        if isinstance(self.source, bytes):
+            info = self._decode(lambda soundfile: soundfile.info(io.BytesIO(self.source)))
+            return float(info.frames / info.samplerate)
+        return len(self.source) / self._given_rate
+
+    def samples(self, rate: int, start: float = 0.0, stop: float | None = None) -> np.ndarray:
+        """Return the recording, or `start` to `stop` seconds of it, as float32 [T] at `rate` hertz, channels averaged.
 
         Raises:
             CalibrationError: where it can't be decoded, is silent or not finite, or soundfile is missing.
         """
-        wave, given = self._decoded()
+        wave, given = self._decoded(start, stop)
         if wave.ndim == 2:
             wave = wave.mean(axis=1)
         if not np.isfinite(wave).all():
@@ -85,30 +94,46 @@ class Sound:
                 f"{self.name}: the samples must be finite. Got NaN or infinity. Remove the recording."
             )
         peak = float(np.abs(wave).max(initial=0.0))
-        if peak < SILENCE:
+        if peak < SILENCE and stop is None:  # a pause in a long recording is none of its faults
             raise CalibrationError(
                 f"{self.name}: the recording must hold sound. Got {len(wave)} samples with a peak of {peak:.1g} of "
                 f"full scale (at least {SILENCE:g}). Remove it."
             )
         return _resampled(wave, given, rate)
 
-    def _decoded(self) -> tuple[np.ndarray, int]:
+    def _decoded(self, start: float, stop: float | None) -> tuple[np.ndarray, int]:
         if not isinstance(self.source, bytes):
-            if not self.rate:
-                raise CalibrationError(
-                    f"{self.name}: samples must come with their rate. Got none. "
-                    'Pass {"audio": {"array": samples, "sampling_rate": hertz}}.'
-                )
-            return np.asarray(self.source, np.float32), self.rate
+            rate = self._given_rate
+            part = slice(round(start * rate), None if stop is None else round(stop * rate))
+            return np.asarray(self.source, np.float32)[part], rate
+
+        def read(soundfile: Any) -> tuple[np.ndarray, int]:
+            with soundfile.SoundFile(io.BytesIO(self.source)) as file:
+                file.seek(round(start * file.samplerate))
+                frames = -1 if stop is None else round((stop - start) * file.samplerate)
+                return file.read(frames, dtype="float32"), file.samplerate
+
+        found: tuple[np.ndarray, int] = self._decode(read)
+        return found
+
+    def _decode(self, work: Callable[[Any], Any]) -> Any:
         soundfile = _needed("soundfile", "soundfile", self.name)
         try:
-            wave, rate = soundfile.read(io.BytesIO(self.source), dtype="float32")
+            return work(soundfile)
         except (soundfile.SoundFileError, *UNDECODABLE) as error:
             raise CalibrationError(
                 f"{self.name}: the recording must be whole. Got {type(error).__name__}: {error}. "
                 "Fetch it again or remove it."
             ) from None
-        return wave, int(rate)
+
+    @property
+    def _given_rate(self) -> int:
+        if not self.rate:
+            raise CalibrationError(
+                f"{self.name}: samples must come with their rate. Got none. "
+                'Pass {"audio": {"array": samples, "sampling_rate": hertz}}.'
+            )
+        return self.rate
 
     def content(self) -> bytes:
         """Return what identifies the recording: the bytes of its file, or else its samples and their rate."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from moesaic.calibration.data.items import Data, Item
 from moesaic.errors import CalibrationError, brief
+from moesaic.stats.labels import Side, prompt_label
 
-SIDES = ("positive", "negative")
+SIDES: tuple[Side, ...] = get_args(Side)
 
 
 def from_prompts(path: Path) -> Data:
@@ -36,7 +37,7 @@ def _items(path: Path, experts: list[Any]) -> Iterator[Item]:
                     f"{path}: expert {index} must have a list of texts as {side}_prompts. Got {brief(prompts)}."
                 )
             for number, prompt in enumerate(prompts):
-                yield Item(f"{index}:{side}:{number}", f"{index}:{side}", text=prompt)
+                yield Item(f"{index}:{side}:{number}", prompt_label(index, side), text=prompt)
 
 
 def _experts(path: Path) -> list[Any]:

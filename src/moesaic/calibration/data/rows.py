@@ -9,6 +9,7 @@ from typing import Any
 from moesaic.calibration.data.items import Data, Item
 from moesaic.calibration.data.media import Picture, Sound
 from moesaic.errors import CalibrationError, brief
+from moesaic.stats.labels import natural
 
 FIELDS = ("text", "image", "audio")
 
@@ -106,7 +107,7 @@ def _labels(source: Any, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
         column = source["label"]  # type: ignore[index]
     elif isinstance(source, list | tuple):
         column = (row.get("label") for row in source if isinstance(row, Mapping))
-    return tuple(sorted({str(value) for value in column if value is not None})), ()
+    return tuple(sorted({str(value) for value in column if value is not None}, key=natural)), ()
 
 
 def _undecoded(source: Any) -> Any:
