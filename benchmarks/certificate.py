@@ -21,7 +21,7 @@ import torch
 import measure
 from moesaic.api import upcycle
 from moesaic.certify import certify
-from moesaic.certify.capture import load, run
+from moesaic.certify.capture import run
 from moesaic.certify.certificate import Certificate
 from moesaic.certify.source import Source
 from moesaic.certify.tally import Tally
@@ -31,6 +31,7 @@ from moesaic.errors import PlanError
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.method import registry
+from moesaic.modeling.loading import load
 from moesaic.spec import Layers, MoESpec
 
 SOURCE = "smollm2-135m"

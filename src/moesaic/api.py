@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.architectures.sparse import Runtime
-from moesaic.certify import Certificate
+from moesaic.certify import Certificate, SplicedCertificate
 from moesaic.certify import certify as make_certificate
 from moesaic.certify.text import check
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.sources import hub, resolve
-from moesaic.convert import Conversion, Options, Writing, convert
+from moesaic.convert import Convertible, Options, Writing, convert
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.spri import Spri
 from moesaic.routers.base import RouterInit
@@ -32,13 +32,13 @@ class Upcycled:
     """
 
     folder: Path
-    conversion: Conversion
-    certificate: Certificate | None
+    conversion: Convertible
+    certificate: Certificate | SplicedCertificate | None
 
     @property
     def target(self) -> str:
-        """Model type of the sparse class."""
-        return self.conversion.match.target.model_type
+        """Model type of the result."""
+        return self.conversion.target_type
 
 
 def upcycle(
@@ -96,7 +96,7 @@ def upcycled(
 ) -> Upcycled:
     """Do what `upcycle` does, with the choices gathered in records; `say` is told of each download."""
     folder = resolve(str(source), progress=say)
-    certificates: list[Certificate] = []
+    certificates: list[Certificate | SplicedCertificate] = []
     if certify and data is not None:
         check(folder, data)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.api import Progress, upcycled
-from moesaic.certify import Certificate
-from moesaic.certify.capture import load
+from moesaic.certify import Certificate, SplicedCertificate
 from moesaic.checkpoints.dense import read_json
 from moesaic.checkpoints.sources import resolve
 from moesaic.convert import Options, Writing
 from moesaic.experts.spri import Spri
 from moesaic.lazy import torch
+from moesaic.modeling.loading import load
 from moesaic.spec import Layers, MoESpec
 
 SOURCE = "smollm2-135m"
@@ -27,7 +27,7 @@ class Demo:
     """What the demo made: the folder, the certificate, and (prompt, dense answer, MoE answer) rows."""
 
     folder: Path
-    certificate: Certificate
+    certificate: Certificate | SplicedCertificate
     answers: list[tuple[str, str, str]]
 
 

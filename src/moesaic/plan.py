@@ -41,11 +41,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows [start, stop) of a source tensor; all of it for most."""
+    """Rows [start, stop) of a source tensor; all of it for most.
+
+    Args:
+        step: every how many rows. transposed: stored [in, out], so that what is read as rows are columns there.
+    """
 
     tensor: str
     start: int
     stop: int
+    step: int = 1
+    transposed: bool = False
+
+    @property
+    def runs(self) -> bool:
+        """Whether the rows are one run of bytes on disk."""
+        return self.step == 1 and not self.transposed
 
 
 @dataclass(frozen=True)

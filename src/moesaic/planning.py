@@ -7,10 +7,10 @@ from pathlib import Path
 
 from moesaic.checkpoints.dense import DenseCheckpoint, read_json
 from moesaic.checkpoints.sources import hub, resolve
-from moesaic.convert import Conversion, Options, prepare
+from moesaic.convert import Conversion, Options, Spliced, prepare
 
 
-def planned(source: str, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Conversion:
+def planned(source: str, options: Options, *, say: Callable[[str], None] = lambda _: None) -> Conversion | Spliced:
     """Return the checked conversion of a source without reading a weight.
 
     Args:

@@ -19,7 +19,7 @@ import moesaic
 import moesaic.certify as moesaic_certify
 from moesaic.certify import by_layer, certify
 from moesaic.certify.by_layer import load_by_layer
-from moesaic.certify.capture import load, run
+from moesaic.certify.capture import run
 from moesaic.certify.source import Source
 from moesaic.certify.text import Batch
 from moesaic.checkpoints.dense import read_json
@@ -30,6 +30,7 @@ from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.experts.zero_routed import ZeroRouted
 from moesaic.ffn import FFN
+from moesaic.modeling.loading import load
 from moesaic.plan import Rows
 from moesaic.seeds import Stream
 from moesaic.spec import Layers, LayerSpec, MoESpec

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 import moesaic
 from moesaic.certify import certify
-from moesaic.certify.capture import load
 from moesaic.certify.source import Source
 from moesaic.certify.text import Text
 from moesaic.checkpoints.sources import resolve
@@ -21,6 +20,7 @@ from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.experts.virtual_group import VirtualGroup
 from moesaic.experts.zero_routed import ZeroRouted
+from moesaic.modeling.loading import load
 from moesaic.spec import Layers, MoESpec
 
 pytestmark = pytest.mark.real

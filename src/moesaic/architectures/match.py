@@ -14,7 +14,7 @@ from moesaic.architectures.unsupported import ALREADY_SPARSE, EXPERT_COUNT_KEYS,
 from moesaic.errors import ArchitectureError, did_you_mean, listing
 from moesaic.spec import ModelShape
 
-SPLICING = "A later release will splice MoE layers into such models, where no stock class is needed."
+SPLICING = "Pass --target splice to put MoE layers into the model's own class instead."
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,17 @@ def match(
         if not obstacles:
             return Match(family, decoder, records(SparseTarget)[name], wrapper, origin)
     raise ArchitectureError(_refusal(family, origin, found))
+
+
+def has_stock_class(config: Mapping[str, Any]) -> bool:
+    """Whether the model is of a dense family that some stock MoE class was made for, or is a MoE already."""
+    wrapper = records(Wrapper).get(str(config.get("model_type")))
+    text = config.get(wrapper.text_key) if wrapper else config
+    if not isinstance(text, Mapping):
+        return wrapper is not None
+    model_type = str(text.get("model_type"))
+    counts = any(isinstance(text.get(key), int) and text[key] > 1 for key in EXPERT_COUNT_KEYS)
+    return counts or model_type in {*records(DenseFamily), *records(SparseTarget), *ALREADY_SPARSE}
 
 
 def _text_config(config: Mapping[str, Any]) -> tuple[Wrapper | None, Mapping[str, Any], str]:

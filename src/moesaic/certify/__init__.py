@@ -1,4 +1,4 @@
-"""Certification: run dense and MoE over the same text and write down what changed."""
+"""Certification: run dense and MoE over the same data and write down what changed."""
 
 from __future__ import annotations
 
@@ -9,24 +9,20 @@ from typing import Any
 
 from moesaic.architectures import SparseTarget, records
 from moesaic.certify.by_layer import explained, fits, load_by_layer
-from moesaic.certify.capture import load, run
+from moesaic.certify.capture import run
 from moesaic.certify.certificate import Certificate
 from moesaic.certify.diversity import diversity
+from moesaic.certify.promise import hold_to_promise
 from moesaic.certify.source import Source
+from moesaic.certify.spliced import SplicedCertificate, certify_spliced
 from moesaic.certify.tally import Tally
 from moesaic.certify.text import Batch, Text
 from moesaic.checkpoints.dense import read_json
-from moesaic.errors import CertificateError
 from moesaic.lazy import torch
+from moesaic.modeling.loading import load
+from moesaic.modeling.sections import SECTION
 from moesaic.routing import Routing
 
-PROMISE = 1e-4
-"""A kept function may move a logit by this share of the largest one: float32 rounding over many layers, no more."""
-ROUNDINGS = {"BF16": 16 * 2**-8, "F16": 16 * 2**-11}
-"""The same where computed weights (cast, scaled, folded) were rounded to half precision when they were stored.
-
-Casting all of SmolLM2-135M moves a logit by 1.9 of these units of rounding in BF16, by 2.9 in F16.
-"""
 HELD = 1 << 27
 """Logits and hidden values that are held for comparison at once."""
 HELD_BY_LAYER = 1 << 30
@@ -46,19 +42,39 @@ def certify(
     max_tokens: int = 1024,
     streaming: bool | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
-) -> Certificate:
+) -> Certificate | SplicedCertificate:
     """Compare a dense model with the MoE made from it, in float32.
 
     Args:
         dense, moe: folders. moe_config, record: config.json and moesaic.json of the MoE; None reads them from there.
-        data: a UTF-8 text file; None takes the built-in passages. max_tokens: tokens compared in all.
+        data: what the model reads (a text file for language models); None takes built-in passages, or random inputs
+            where the model reads no text. max_tokens: compared in all.
         streaming: read each layer when its turn comes and drop it after; None: where both models do not fit in memory.
+            A model with spliced MoE layers is always held whole.
         progress: called with (layers run since the last call, layers in all).
 
     Raises:
         CertificateError: if a weight is left over or missing, or a promised function is not kept.
     """
     record = record or read_json(moe / "moesaic.json")
+    config = moe_config or read_json(moe / "config.json")
+    if SECTION in config:
+        dense_config = read_json(dense / "config.json")
+        return certify_spliced(dense, moe, config, dense_config, record, data, max_tokens, progress)
+    return certify_stock(dense, moe, config, record, data, max_tokens, streaming, progress)
+
+
+def certify_stock(
+    dense: Path,
+    moe: Path,
+    moe_config: Mapping[str, Any],
+    record: Mapping[str, Any],
+    data: Path | None,
+    max_tokens: int,
+    streaming: bool | None,
+    progress: Callable[[int, int], None],
+) -> Certificate:
+    """Compare a dense language model with the stock MoE made from it, on text; arguments as for `certify`."""
     target, spec = records(SparseTarget)[record["target"]], record["spec"]
     sources = Source.open(dense), Source.open(moe, moe_config)
     vocab, hidden = sources[0].vocab_and_hidden
@@ -73,7 +89,7 @@ def certify(
         _compare(batch, run_dense, run_moe, tally, target, spec, lambda: progress(1, steps))
     for layer, value in diversity(sources[1], target, spec):
         tally.layers[layer].diversity = value
-    _hold_to_promise(tally, record)
+    hold_to_promise(record, "the logits", tally.max_logit_diff, tally.max_logit)
     return Certificate.of(
         tally, text.name, promised=bool(record["preserves_function"]), rounds_to=record.get("rounds_to")
     )
@@ -125,14 +141,4 @@ def _compare(
         tally.logits(dense_TV[: len(ids)], moe_TV[: len(ids)], torch.tensor(ids))
 
 
-def _hold_to_promise(tally: Tally, record: Mapping[str, Any]) -> None:
-    limit = ROUNDINGS.get(record.get("rounds_to") or "", PROMISE) * max(tally.max_logit, 1.0)
-    if record["preserves_function"] and tally.max_logit_diff > limit:
-        raise CertificateError(
-            f"{record['experts']['method']}: the converted model must compute what the dense one does, as this method "
-            f"promises. Got a logit difference of {tally.max_logit_diff:.3g} (allowed {limit:.3g}). "
-            "Nothing was published."
-        )
-
-
-__all__ = ["Certificate", "Text", "certify"]
+__all__ = ["Certificate", "SplicedCertificate", "Text", "certify"]

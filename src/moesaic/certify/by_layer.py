@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moesaic.certify.capture import loaded, model_class
 from moesaic.certify.source import Source
 from moesaic.errors import CertificateError
 from moesaic.lazy import torch
+from moesaic.modeling.loading import loaded, model_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

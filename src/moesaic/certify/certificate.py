@@ -54,7 +54,7 @@ class Certificate:
             loss_change=figures(tally.moe_loss.value - tally.dense_loss.value, 1e-6),
             promised=promised,
             rounds_to=rounds_to,
-            layers=[{"layer": i, **_row(layer)} for i, layer in sorted(tally.layers.items())],
+            layers=[{"layer": i, **layer_row(layer)} for i, layer in sorted(tally.layers.items())],
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -64,33 +64,42 @@ class Certificate:
     def rows(self) -> list[tuple[str, str]]:
         """Return the short table: quantity, value with its unit."""
         relative = self.max_logit_diff / max(self.max_logit, 1e-30)
-        farthest = min(self.layers, key=lambda row: row["cosine"])
         table = [
             ("text", f"{self.text}, {self.tokens:,} tokens"),
             (
                 "max logit difference",
                 f"{self.max_logit_diff:.3g} ({relative:.1g} of {self.max_logit:.3g}, the largest)",
             ),
-            ("KL(dense || MoE)", f"{_or_less(self.kl)} nats per token"),
+            ("KL(dense || MoE)", f"{or_less(self.kl)} nats per token"),
             ("top-1 agreement", f"{100 * self.agreement:.2f} %"),
             ("loss dense -> MoE", f"{self.dense_loss:.4f} -> {self.moe_loss:.4f} nats per token"),
-            ("largest 1 - cosine of a layer", f"{_or_less(1 - farthest['cosine'])} (layer {farthest['layer']})"),
-            ("layer norm, MoE / dense", _span([row["norm_ratio"] for row in self.layers])),
         ]
-        optional = {
-            "router_entropy": "router entropy / ln E",
-            "load_cv": "expert load CV",
-            "diversity": "expert diversity",
-        }
-        for key, title in optional.items():
-            if values := [row[key] for row in self.layers if key in row]:
-                table.append((title, _span(values)))
-        rounding = f", up to rounding to {self.rounds_to}" if self.rounds_to in ("BF16", "F16") else ""
-        table.append(("function preserved", f"promised and kept{rounding}" if self.promised else "not promised"))
-        return table
+        return table + layer_rows(self.layers, self.rounds_to, promised=self.promised)
 
 
-def _row(layer: LayerTally) -> dict[str, Any]:
+def layer_rows(layers: list[dict[str, Any]], rounds_to: str | None, *, promised: bool) -> list[tuple[str, str]]:
+    """Return the part of the short table that sums the layers up, and the verdict."""
+    titles = {
+        "router_entropy": "router entropy / ln E",
+        "load_cv": "expert load CV",
+        "diversity": "expert diversity",
+        "expert_cosine": "cosine of two experts' outputs",
+        "expert_cka": "linear CKA of two experts' outputs",
+    }
+    farthest = min(layers, key=lambda row: row["cosine"])
+    table = [
+        ("largest 1 - cosine of a layer", f"{or_less(1 - farthest['cosine'])} (layer {farthest['layer']})"),
+        ("layer norm, MoE / dense", _span([row["norm_ratio"] for row in layers])),
+    ]
+    for key, title in titles.items():
+        if values := [row[key] for row in layers if key in row]:
+            table.append((title, _span(values)))
+    rounding = f", up to rounding to {rounds_to}" if rounds_to in ("BF16", "F16") else ""
+    return [*table, ("function preserved", f"promised and kept{rounding}" if promised else "not promised")]
+
+
+def layer_row(layer: LayerTally) -> dict[str, Any]:
+    """Return one layer's numbers, rounded."""
     row: dict[str, Any] = {"cosine": round(layer.cosine.value, 9), "norm_ratio": round(layer.norm_ratio.value, 6)}
     if layer.load_E is not None:
         row["router_entropy"] = round(layer.entropy.value, 4)
@@ -102,7 +111,8 @@ def _row(layer: LayerTally) -> dict[str, Any]:
     return row
 
 
-def _or_less(value: float) -> str:
+def or_less(value: float) -> str:
+    """Return a value in two figures, or the bound below which rounding makes any."""
     return f"{value:.2g}" if value else f"below {TINY:g}"
 
 

@@ -60,6 +60,10 @@ class DenseCheckpoint:
 
     def read(self, rows: Rows) -> torch.Tensor:
         """Return some rows as a tensor that maps the file; treat it as read-only (writes would stay private)."""
+        if not rows.runs:
+            height = self.infos[rows.tensor].shape[0]
+            whole = self.read(Rows(rows.tensor, 0, height))
+            return (whole.T if rows.transposed else whole)[rows.start : rows.stop : rows.step]
         file, offset, nbytes = self.span(rows)
         if file not in self._maps:
             with file.open("rb") as stream:

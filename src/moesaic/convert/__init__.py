@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,12 @@ from moesaic.checkpoints.layout import index_json, lay_out
 from moesaic.checkpoints.place import settle
 from moesaic.checkpoints.sink import FolderSink
 from moesaic.convert.card import model_card
-from moesaic.convert.conversion import Conversion, Options, prepare
+from moesaic.convert.conversion import Conversion
+from moesaic.convert.convertible import Convertible
+from moesaic.convert.options import Options
+from moesaic.convert.preparing import prepare
 from moesaic.convert.produce import Producer
+from moesaic.convert.splicing import Spliced
 from moesaic.plan import Copy, Fill, Router
 
 SIDE_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
@@ -73,28 +77,32 @@ Finish = Callable[[Path, dict[str, Any], dict[str, Any]], dict[str, Any]]
 def convert(
     source: DenseCheckpoint,
     out: Path,
-    options: Options,
+    chosen: Options | Convertible,
     writing: Writing = Writing(),
     *,
     name: str | None = None,
+    calibration: Mapping[str, Any] | None = None,
     finish: Finish | None = None,
     progress: Progress = lambda *_: None,
-) -> Conversion:
-    """Write the sparse model that `options` ask for into `out`.
+) -> Convertible:
+    """Write the sparse model into `out`.
 
     Args:
-        source: the dense checkpoint. out: a folder to make. name: what to call the source in moesaic.json and the card.
+        source: the dense checkpoint. out: a folder to make. chosen: what `prepare` returned, or the options for it.
+        name: what to call the source in moesaic.json and the card. calibration: where the statistics come from.
         finish: makes the certificate while the folder still can't be loaded by accident.
 
     Raises:
         MoesaicError: for every fault of the input, with nothing left in place that loads as a model.
     """
     out = settle(out, [source.folder, *source.files], resume=writing.resume, overwrite=writing.overwrite)
-    conversion = prepare(source.config, options, source.infos)
+    conversion = prepare(source.config, chosen, source.infos) if isinstance(chosen, Options) else chosen
     plan = conversion.plan
     read = sum(info.nbytes for info in source.infos.values())
     hashes = audit(source, writing.threads, lambda done: progress("check", done, read))
     record = provenance(conversion, hashes, name or source.folder.name)
+    if calibration:
+        record["calibration"] = dict(calibration)
     shards = lay_out(plan.outputs, source, writing.max_shard_bytes)
     digest = plan.digest(record=record, shards=[(shard.name, shard.nbytes) for shard in shards])
     sink = FolderSink(out, digest, resume=writing.resume)
@@ -104,7 +112,7 @@ def convert(
         producer.run(shards, writing.threads)
         if index := index_json(shards, plan.outputs):
             sink.write_json(*index)
-        for file in _side_files(source.folder):
+        for file in (*_side_files(source.folder), *conversion.code):
             sink.carry(file)
         if finish:
             record["certificate"] = finish(sink.folder, conversion.config, record)
@@ -116,26 +124,28 @@ def convert(
     return conversion
 
 
-def provenance(conversion: Conversion, hashes: dict[str, str], name: str) -> dict[str, Any]:
+def provenance(conversion: Convertible, hashes: dict[str, str], name: str) -> dict[str, Any]:
     """Return what moesaic.json says of a conversion: enough to repeat it to the bit."""
-    options = conversion.options
+    options, layers = conversion.options, conversion.layers
+    some = next(iter(layers.values()))
     simple = all(isinstance(p.origin, Copy | Fill | Router) for o in conversion.plan.outputs for p in o.pieces)
     from importlib.metadata import version  # noqa: PLC0415  # a plan must not wait for it
 
-    packages = ("numpy",) if simple else ("numpy", "torch")
+    packages = ("numpy",) if simple and not conversion.seen else ("numpy", "torch")
     return {
         "moesaic": __version__,
         "versions": {package: version(package).partition("+")[0] for package in packages},
-        "source": {"name": name, "model_type": conversion.match.family.model_type, "sha256": hashes},
-        "target": conversion.match.target.model_type,
-        "spec": {**asdict(conversion.shape.layer), "moe_layers": list(conversion.shape.moe_layers)},
+        "source": {"name": name, "model_type": conversion.source_type, "sha256": hashes},
+        "target": conversion.target_type,
+        "spec": {**asdict(some), "moe_layers": list(layers)},
         "experts": {"method": options.experts.name(), **options.experts.settings()},
-        "preserves_function": options.experts.preserves_function(conversion.shape.layer),
-        "rounds_to": None if simple else conversion.outputs.new_dtype,
+        "preserves_function": all(options.experts.preserves_function(moe) for moe in layers.values()),
+        "rounds_to": None if simple else conversion.new_dtype,
         "router": {"method": conversion.router.name(), **conversion.router.settings()},
         "seed": options.seed,
         "dtype": options.dtype,
         "untie": options.untie,
+        "tower": options.tower,
     }
 
 
@@ -144,4 +154,4 @@ def _side_files(source: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-__all__ = ["Conversion", "Finish", "Options", "Writing", "convert", "prepare"]
+__all__ = ["Conversion", "Convertible", "Finish", "Options", "Spliced", "Writing", "convert", "prepare"]

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from moesaic.convert.conversion import Conversion, Options
+from moesaic.convert.convertible import Convertible
+from moesaic.convert.options import Options
 from moesaic.method import Method
 from moesaic.plan import FLOATS
 
@@ -15,13 +16,13 @@ CARRIED = ("license", "license_name", "license_link", "language")
 """Keys of the source's own card that hold for every model made from it."""
 
 
-def model_card(conversion: Conversion, record: dict[str, Any], source: Path) -> str:
+def model_card(conversion: Convertible, record: dict[str, Any], source: Path) -> str:
     """Return README.md: hub metadata, what was upcycled from what and how, the certificate, how to load and train it.
 
     Args:
         source: the dense model's folder, whose card says the licence.
     """
-    moe, name = conversion.shape.layer, record["source"]["name"]
+    moe, name = next(iter(conversion.layers.values())), record["source"]["name"]
     blocks = [
         "\n".join(["---", *_metadata(conversion, record, source), "---"]),
         f"# {name.rpartition('/')[2]}, upcycled to {moe.num_experts} experts",
@@ -33,13 +34,13 @@ def model_card(conversion: Conversion, record: dict[str, Any], source: Path) -> 
     return "\n\n".join(blocks) + "\n"
 
 
-def _metadata(conversion: Conversion, record: dict[str, Any], source: Path) -> Iterator[str]:
+def _metadata(conversion: Convertible, record: dict[str, Any], source: Path) -> Iterator[str]:
     yield from carried(source)
     name = record["source"]["name"]
     if "/" in name:  # a model of the hub, as org/name[@revision]
         yield f"base_model: {name.partition('@')[0]}"
     yield "library_name: transformers"
-    if conversion.match.wrapper is None:
+    if conversion.loading[0] == "AutoModelForCausalLM":
         yield "pipeline_tag: text-generation"
     yield f"tags: [moe, mixture-of-experts, upcycling, moesaic, {record['experts']['method']}]"
 
@@ -53,17 +54,17 @@ def carried(source: Path) -> list[str]:
     return [line.rstrip() for line in lines if re.match(rf"({'|'.join(CARRIED)}): *[^ |>]", line)]
 
 
-def _what(conversion: Conversion, record: dict[str, Any]) -> str:
-    moe, shape = conversion.shape.layer, conversion.shape
+def _what(conversion: Convertible, record: dict[str, Any]) -> str:
+    moe = next(iter(conversion.layers.values()))
     count = sum(output.info.count for output in conversion.plan.outputs)
-    asleep = (moe.num_experts - moe.top_k) * (2 + moe.gated) * moe.hidden * moe.expert_size * len(shape.moe_layers)
+    asleep = sum(
+        (x.num_experts - x.top_k) * (2 + x.gated) * x.hidden * x.expert_size for x in conversion.layers.values()
+    )
     shared = f", beside an always-on shared expert of {moe.shared_width}" if moe.shared_expert else ""
-    every = len(shape.moe_layers) == shape.num_layers
-    layers = f"all {shape.num_layers} layers" if every else f"layers {_listed(shape.moe_layers)} of {shape.num_layers}"
     return (
         f"A sparse Mixture-of-Experts (`{record['target']}`) made from the dense `{record['source']['model_type']}` "
         f"model **{record['source']['name']}** by moesaic {record['moesaic']}: {moe.num_experts} experts of "
-        f"{moe.expert_size} neurons, top-{moe.top_k}{shared}, in {layers}; "
+        f"{moe.expert_size} neurons, top-{moe.top_k}{shared}, in {conversion.extent}; "
         f"{_millions(count)} parameters, of which a token uses {_millions(count - asleep)}.\n\n"
         f"Experts: `{_call(conversion.options.experts)}`. Router: `{_call(conversion.router)}`. Seed: {record['seed']}."
     )
@@ -86,24 +87,25 @@ def _escaped(rows: dict[str, str]) -> Iterator[tuple[str, str]]:
         yield key, value
 
 
-def _use(conversion: Conversion) -> list[str]:
-    composite = conversion.match.wrapper is not None
-    auto = conversion.config["architectures"][0] if composite else "AutoModelForCausalLM"
-    reader = "AutoProcessor" if composite else "AutoTokenizer"
+def _use(conversion: Convertible) -> list[str]:
+    auto, reader = conversion.loading
+    trusting = ", trust_remote_code=True" if conversion.code else ""
     code = [
         "```python",
         f"from transformers import {auto}, {reader}",
         "",
         'folder = "PATH/TO/THIS/MODEL"',
-        f"model = {auto}.from_pretrained(folder)",
+        f"model = {auto}.from_pretrained(folder{trusting})",
         f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(folder)",
     ]
-    if not composite and "router_aux_loss_coef" in conversion.config:
+    if reader == "AutoTokenizer" and "router_aux_loss_coef" in conversion.config:
         code += ["", "model.config.output_router_logits = True  # in training: adds the load-balancing loss"]
+    files = " and ".join(f"`{file.name}`" for file in conversion.code)
+    ours = f" Its MoE layers are in {files}; `moesaic.load(folder)` takes moesaic's own instead." if files else ""
     return [
         "## Use",
         "\n".join([*code, "```"]),
-        "Upcycling is a start: experts specialise in training, with any trainer that takes a transformers model.",
+        f"Upcycling is a start: experts specialise in training, with any trainer of transformers models.{ours}",
     ]
 
 
@@ -132,6 +134,7 @@ def command_line(options: Options, source: str) -> str | None:
     for kind, method in methods:
         words += [f"--{kind} {method.name()}", *(f"--{kind}.{word}" for word in _flags(method))]
     words += [f"--target {options.target}"] if options.target else []
+    words += [f"--tower {options.tower}"] if options.tower else []
     words += [f"--for {options.runtime}"] if options.runtime != "transformers" else []
     words += [f"--dtype {FLOATS[options.dtype]}"] if options.dtype else []
     words += ["--untie"] if options.untie else []
@@ -153,10 +156,6 @@ def _flags(method: Method) -> Iterator[str]:
 def _call(method: Method) -> str:
     settings = ", ".join(f"{key}={value}" for key, value in method.settings().items())
     return f"{method.name()}({settings})"
-
-
-def _listed(layers: tuple[int, ...]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def _millions(count: int) -> str:

@@ -5,55 +5,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.match import Match, match
-from moesaic.architectures.sparse import Runtime, SparseTarget
+from moesaic.architectures.sparse import SparseTarget
 from moesaic.convert.holdings import held, promised
+from moesaic.convert.options import Options, check_methods, default_router, layer_spec
 from moesaic.convert.outputs import Outputs
-from moesaic.errors import ArchitectureError, PlanError, brief, listing
-from moesaic.experts.base import ExpertInit
-from moesaic.experts.spri import Spri
+from moesaic.errors import PlanError
 from moesaic.plan import FLOATS, Plan, TensorInfo
 from moesaic.routers.base import RouterInit
-from moesaic.routers.group_tied import GroupTied
-from moesaic.routers.normal import Normal
 from moesaic.spec import LayerSpec, ModelShape, MoESpec
-
-EXPERT_UNIT = 8  # neurons; grouped matmul kernels need rows of a multiple of 16 bytes in bf16
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose about a conversion, apart from where it reads and writes.
-
-    Args:
-        spec: the sparse model. experts: expert init. router: router init, None: the one that suits the expert init.
-        target: model type of the sparse class, None: the preferred one that expresses the model.
-        runtime: what shall serve the result; a target that would be wrong there is refused.
-        dtype: F32, F16 or BF16 for all float tensors, None: as they are.
-        untie: write the output head even where it is tied to the embedding. seed: of all randomness.
-    """
-
-    spec: MoESpec = field(default_factory=MoESpec)
-    experts: ExpertInit = field(default_factory=Spri)
-    router: RouterInit | None = None
-    target: str | None = None
-    runtime: Runtime = "transformers"
-    dtype: str | None = None
-    untie: bool = False
-    seed: int = 0
+from moesaic.stats import Seen
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A checked conversion.
+    """A checked conversion into a stock class.
 
     Args:
         options: as given. match: which family becomes which sparse class. shape: all numbers. router: the one used.
         outputs: makes the plan.
-        dense_config: config.json of the source.
+        dense_config: config.json of the source. seen: what calibration saw, by MoE layer.
     """
 
     options: Options
@@ -62,6 +37,50 @@ class Conversion:
     router: RouterInit
     outputs: Outputs
     dense_config: Mapping[str, Any]
+    seen: Mapping[int, Seen] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> Mapping[int, LayerSpec]:
+        """MoE layer -> its numbers, the same for all."""
+        return dict.fromkeys(self.shape.moe_layers, self.shape.layer)
+
+    @property
+    def factors(self) -> tuple[float, float]:
+        """Factors on the last linear of the shared expert and of the routed experts."""
+        return self.outputs.factors
+
+    @property
+    def new_dtype(self) -> str:
+        """The dtype of tensors that the dense model does not have."""
+        return self.outputs.new_dtype
+
+    @property
+    def source_type(self) -> str:
+        """Model type of the dense text model."""
+        return self.match.family.model_type
+
+    @property
+    def target_type(self) -> str:
+        """Model type of the sparse class."""
+        return self.match.target.model_type
+
+    @property
+    def extent(self) -> str:
+        """Which layers are MoE, in words."""
+        count, moe = self.shape.num_layers, self.shape.moe_layers
+        return f"all {count} layers" if len(moe) == count else f"layers {', '.join(map(str, moe))} of {count}"
+
+    @property
+    def loading(self) -> tuple[str, str]:
+        """The class that loads the result, and the one that loads what reads its inputs."""
+        if self.match.wrapper is None:
+            return "AutoModelForCausalLM", "AutoTokenizer"
+        return self.config["architectures"][0], "AutoProcessor"
+
+    @property
+    def code(self) -> tuple[Path, ...]:
+        """No code of ours: the class is transformers' own."""
+        return ()
 
     @cached_property
     def plan(self) -> Plan:
@@ -84,8 +103,10 @@ class Conversion:
         return whole
 
 
-def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, TensorInfo] | None = None) -> Conversion:
-    """Settle and check a conversion.
+def prepare_stock(
+    config: Mapping[str, Any], options: Options, tensors: Mapping[str, TensorInfo] | None = None
+) -> Conversion:
+    """Settle and check a conversion into a stock class.
 
     Args:
         config: the dense model's config.json. options: the user's choices.
@@ -95,7 +116,6 @@ def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, T
         ArchitectureError: no sparse class expresses the model. PlanError: the options contradict each other or the
         model. CheckpointError: the tensors are not those that the config promises. Each names all problems.
     """
-    _refuse_quantised(config)
     found = match(
         config,
         lambda decoder: request(decoder, options),
@@ -104,22 +124,12 @@ def prepare(config: Mapping[str, Any], options: Options, tensors: Mapping[str, T
         lambda decoder, target: _shape(decoder, target, options),
     )
     shape = _shape(found.decoder, found.target, options)
-    router = options.router or _default_router(options.experts, shape.layer)
-    _check_methods(options, router, shape.layer)
+    router = options.router or default_router(options.experts, shape.layer)
+    check_methods(options, router, shape.layer)
     holdings = promised(found, config) if tensors is None else held(found, tensors, config)
     found = replace(found, decoder=holdings.decoder)
     outputs = Outputs(found, shape, options.experts, holdings, options.dtype, options.untie)
     return Conversion(options, found, shape, router, outputs, config)
-
-
-def _refuse_quantised(config: Mapping[str, Any]) -> None:
-    text = config.get("text_config")
-    for part in (config, text if isinstance(text, Mapping) else {}):
-        if part.get("quantization_config") is not None:
-            raise ArchitectureError(
-                "config.json: the weights must be plain floats. Got quantization_config = "
-                f"{brief(part['quantization_config'])}. Dequantise the model, or take the one it was made from."
-            )
 
 
 def request(decoder: Decoder, options: Options) -> dict[str, str]:
@@ -152,45 +162,5 @@ def _layers(decoder: Decoder, spec: MoESpec) -> tuple[int, ...]:
 
 
 def _shape(decoder: Decoder, target: SparseTarget, options: Options) -> ModelShape:
-    spec = options.spec
-    shared = spec.shared_expert
-    if shared is None:
-        shared = options.experts.residual or target.shared_required
-    layer = LayerSpec(
-        num_experts=spec.num_experts,
-        top_k=spec.top_k,
-        hidden=decoder.hidden,
-        width=decoder.width,
-        expert_size=spec.expert_size or options.experts.expert_size(decoder.width, spec.num_experts),
-        shared_expert=shared,
-        normalize_gates=spec.normalize_gates,
-    )
-    return ModelShape(layer, _layers(decoder, spec), decoder.num_layers)
-
-
-def _default_router(experts: ExpertInit, layer: LayerSpec) -> RouterInit:
-    rows = experts.tied_rows(layer)
-    return Normal() if rows == 1 else GroupTied(group=rows)
-
-
-def _check_methods(options: Options, router: RouterInit, layer: LayerSpec) -> None:
-    experts = options.experts
-    problems = [*experts.problems(layer), *router.problems(layer)]
-    if not problems and experts.tied_rows(layer) not in (1, router.tied_rows()):
-        problems.append(
-            f"{experts.name()}: the router must share one row among {experts.tied_rows(layer)} neighbouring experts. "
-            f"Got {router.name()}, which shares it among {router.tied_rows()}. Use --router group_tied "
-            f"--router.group {experts.tied_rows(layer)}, or leave --router out."
-        )
-    if not problems and experts.identical(layer) and not router.breaks_ties():
-        problems.append(
-            f"{router.name()}: the router must tell identical experts apart. {experts.name()} makes all experts equal, "
-            "so equal logits would never part them in training. Use --router normal."
-        )
-    if not problems and layer.expert_size % EXPERT_UNIT:
-        problems.append(
-            f"expert_size: it must be a multiple of {EXPERT_UNIT} neurons, or grouped matmul refuses it at run time. "
-            f"Got {layer.expert_size}. Choose another --num-experts or --expert-size."
-        )
-    if problems:
-        raise PlanError("This conversion can't be made:\n" + listing(problems))
+    layer = layer_spec(options, decoder.hidden, decoder.width, shared_required=target.shared_required)
+    return ModelShape(layer, _layers(decoder, options.spec), decoder.num_layers)

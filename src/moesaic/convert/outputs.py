@@ -8,16 +8,15 @@ from functools import cached_property
 
 from moesaic.architectures.dense import LLAMA_TABLE, Decoder, Part, Stored
 from moesaic.architectures.match import Match
-from moesaic.architectures.sparse import Constant, ExpertTensor
+from moesaic.architectures.sparse import Constant
+from moesaic.convert.blocks import Block
 from moesaic.convert.holdings import Holdings
 from moesaic.experts.base import ExpertInit
-from moesaic.plan import FLOATS, Copy, Fill, Fold, Output, Piece, Plan, Routed, Router, Rows, Shared, TensorInfo
+from moesaic.plan import FLOATS, Copy, Fill, Fold, Output, Piece, Plan, Router, Rows, TensorInfo
 from moesaic.shapes import Matrix
 from moesaic.spec import ModelShape
 
 FFN_ROLES: tuple[Matrix, ...] = ("gate", "up", "down", "gate_bias", "up_bias", "down_bias")
-SCALED: tuple[Matrix, ...] = ("down", "down_bias")
-"""The matrices that carry the output's scale: shares and gate compensation are folded into these."""
 LLAMA_NAMES = {entry.role: entry.name for entry in LLAMA_TABLE}
 
 
@@ -132,63 +131,27 @@ class Outputs:
 
     def _sparse(self, layer: int) -> Iterator[Output]:
         """Yield router, routed experts and shared expert of one layer."""
-        target, moe = self.match.target, self.shape.layer
+        target, moe, block = self.match.target, self.shape.layer, self._block(layer)
         router = TensorInfo(self.new_dtype, (moe.num_experts, moe.hidden))
         yield Output(self._named(target.router, layer), router, (Piece(Router(layer), router.nbytes),))
         for tensor in target.experts:
-            pieces = self._routed(tensor, layer)
-            block = self._block(tensor, moe.expert_size)
+            pieces = block.routed(tensor)
             if "{expert}" in tensor.name:
                 for expert, found in enumerate(pieces):
-                    yield Output(self._named(tensor.name, layer, expert), block, found)
+                    name = self._named(tensor.name, layer, expert)
+                    yield Output(name, block.info(tensor, moe.expert_size), found)
             else:
-                stack = TensorInfo(block.dtype, (moe.num_experts, *block.shape))
-                yield Output(self._named(tensor.name, layer), stack, tuple(p for found in pieces for p in found))
+                every = tuple(piece for found in pieces for piece in found)
+                yield Output(self._named(tensor.name, layer), block.stack(tensor), every)
         for tensor in target.shared if moe.shared_expert else ():
-            yield Output(
-                self._named(tensor.name, layer), self._block(tensor, moe.shared_width), self._shared(tensor, layer)
-            )
+            yield Output(self._named(tensor.name, layer), block.info(tensor, moe.shared_width), block.shared(tensor))
+
+    def _block(self, layer: int) -> Block:
+        infos, factors = self.holdings.infos, self.factors
+        return Block(layer, self.shape.layer, self.ffns[layer], infos, self.new_dtype, factors, self.experts)
 
     def _named(self, template: str, layer: int | None, expert: int = 0) -> str:
         return self.holdings.on_disk(template.format(layer=layer, expert=expert))
-
-    def _routed(self, tensor: ExpertTensor, layer: int) -> list[tuple[Piece, ...]]:
-        """Return the pieces of each expert's part of a tensor; copies are the same for all."""
-        moe = self.shape.layer
-        verbatim = self.experts.verbatim(moe)
-        if (
-            all(m in verbatim and self._copies(m, layer, self.factors[1]) for m in tensor.matrices)
-            and not tensor.transposed
-        ):
-            return [self._copy_pieces(tensor, layer)] * moe.num_experts
-        nbytes = self._block(tensor, moe.expert_size).nbytes
-        made = (Routed(layer, expert, tensor.matrices, tensor.transposed) for expert in range(moe.num_experts))
-        return [(Piece(origin, nbytes),) for origin in made]
-
-    def _shared(self, tensor: ExpertTensor, layer: int) -> tuple[Piece, ...]:
-        if all(self._copies(m, layer, self.factors[0]) for m in tensor.matrices) and not tensor.transposed:
-            return self._copy_pieces(tensor, layer)
-        made = Shared(layer, tensor.matrices, tensor.transposed)
-        return (Piece(made, self._block(tensor, self.shape.layer.shared_width).nbytes),)
-
-    def _copies(self, matrix: Matrix, layer: int, factor: float) -> bool:
-        """Whether the dense matrix's bytes can stand in the output as they are."""
-        same_dtype = self.holdings.infos[self.ffns[layer][matrix].tensor].dtype == self.new_dtype
-        return same_dtype and (factor == 1.0 or matrix not in SCALED)
-
-    def _copy_pieces(self, tensor: ExpertTensor, layer: int) -> tuple[Piece, ...]:
-        rows = [self.ffns[layer][m] for m in tensor.matrices]
-        width = [self.holdings.infos[r.tensor].nbytes // self.holdings.infos[r.tensor].shape[0] for r in rows]
-        return tuple(Piece(Copy(r), (r.stop - r.start) * w) for r, w in zip(rows, width, strict=True))
-
-    def _block(self, tensor: ExpertTensor, width: int) -> TensorInfo:
-        """Return dtype and shape of one expert's part of an expert tensor."""
-        hidden = self.shape.layer.hidden
-        rows = sum(hidden if m in SCALED else width for m in tensor.matrices)
-        if tensor.matrices[0].endswith("_bias"):
-            return TensorInfo(self.new_dtype, (rows,))
-        columns = width if tensor.matrices[0] == "down" else hidden
-        return TensorInfo(self.new_dtype, (columns, rows) if tensor.transposed else (rows, columns))
 
     def _constants(self, scope: str, layer: int | None) -> Iterator[Output]:
         moe = self.shape.layer

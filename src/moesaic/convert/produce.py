@@ -5,19 +5,21 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from moesaic.checkpoints.dense import DenseCheckpoint, torch_dtype
 from moesaic.checkpoints.encode import encode_array, encode_tensor
 from moesaic.checkpoints.journal import Key
 from moesaic.checkpoints.layout import Shard
 from moesaic.checkpoints.sink import Sink
-from moesaic.convert.conversion import Conversion
-from moesaic.convert.outputs import SCALED
+from moesaic.convert.blocks import SCALED
+from moesaic.convert.convertible import Convertible
 from moesaic.ffn import FFN
 from moesaic.lazy import np, torch
 from moesaic.plan import ITEM_BYTES, Copy, Fill, Fold, Piece, Routed, Router, Rows, Shared
 from moesaic.seeds import Stream
+from moesaic.spec import LayerSpec
+from moesaic.stats import UNSEEN, Seen
 
 CHUNK = 4 << 20  # bytes of a tensor that is changed element by element, held at once
 
@@ -33,7 +35,7 @@ class Place:
     offset: int
 
 
-def places(conversion: Conversion, shards: Sequence[Shard]) -> Iterator[Place]:
+def places(conversion: Convertible, shards: Sequence[Shard]) -> Iterator[Place]:
     """Yield every piece of the plan with its place on disk, in plan order."""
     where = {index: (shard, offset) for shard in shards for index, offset in shard.offsets.items()}
     for index, output in enumerate(conversion.plan.outputs):
@@ -51,7 +53,7 @@ class Producer:
     threads; memory is `workers` times one layer.
     """
 
-    conversion: Conversion
+    conversion: Convertible
     source: DenseCheckpoint
     sink: Sink
     progress: Callable[[int], None]
@@ -90,16 +92,12 @@ class Producer:
             values = np.full(place.piece.nbytes // ITEM_BYTES[place.dtype], origin.value)
             self.sink.put(place.key, place.shard, place.offset, encode_array(values, place.dtype))
         elif isinstance(origin, Router):
-            stream = self._stream(self.conversion.router.name(), origin.layer)
-            weight = self.conversion.router.weight(self.conversion.shape.layer, stream)
+            weight = router_weight(self.conversion, self.source, origin.layer)
             self.sink.put(place.key, place.shard, place.offset, encode_array(weight, place.dtype))
         else:
             assert isinstance(origin, Fold)
             self.sink.put_all(place.key, place.shard, place.offset, self._fold(origin, place.dtype))
         self.progress(place.piece.nbytes)
-
-    def _stream(self, method: str, layer: int) -> Stream:
-        return Stream(self.conversion.options.seed).child(method, layer)
 
     def _fold(self, fold: Fold, dtype: str) -> Iterator[memoryview]:
         """Yield the bytes of a folded tensor, a run of rows at a time (rotary ones at once: they mix rows)."""
@@ -125,23 +123,26 @@ class Producer:
                 by_expert.setdefault(origin.expert, []).append((place, origin))
             elif isinstance(origin, Shared):
                 shared.append((place, origin))
-        dense = FFN(**{m: self.source.read(rows) for m, rows in self.conversion.plan.ffns[layer].items()})
-        for place, whole in shared:
-            self._block(place, dense, whole, self.conversion.outputs.factors[0])
+        method = self.conversion.options.experts
+        given = given_of(self.conversion, self.source, layer)
+        if shared:
+            block = method.shared(*given)
+            for place, whole in shared:
+                self._block(place, block, whole, self.conversion.factors[0])
         if not by_expert:
             return
-        method = self.conversion.options.experts
-        made = method.experts(dense, self.conversion.shape.layer, self._stream(method.name(), layer))
+        made = method.experts(*given)
         for i in range(max(by_expert) + 1):
             if self._stop.is_set():  # an interrupted user must not wait for the rest of a layer
                 return
-            self._expert(next(made), by_expert.get(i, []))  # no name keeps an expert while the next one is made
+            # No name keeps an expert while the next one is made.
+            self._expert(next(made), by_expert.get(i, []), given[1].expert_size)
 
-    def _expert(self, expert: FFN, parts: list[tuple[Place, Routed]]) -> None:
-        name, size = self.conversion.options.experts.name(), self.conversion.shape.layer.expert_size
+    def _expert(self, expert: FFN, parts: list[tuple[Place, Routed]], size: int) -> None:
+        name = self.conversion.options.experts.name()
         assert expert.width == size, f"{name} made an expert of {expert.width} neurons, not {size}"
         for place, part in parts:
-            self._block(place, expert, part, self.conversion.outputs.factors[1])
+            self._block(place, expert, part, self.conversion.factors[1])
 
     def _block(self, place: Place, ffn: FFN, origin: Routed | Shared, factor: float) -> None:
         dtype = torch_dtype(place.dtype)
@@ -156,6 +157,26 @@ class Producer:
         assert data.nbytes == place.piece.nbytes, f"{origin}: {data.nbytes} bytes for {place.piece.nbytes}"
         self.sink.put(place.key, place.shard, place.offset, data)
         self.progress(data.nbytes)
+
+
+Given = tuple[FFN, LayerSpec, Stream, Seen]
+
+
+def given_of(conversion: Convertible, source: DenseCheckpoint, layer: int) -> Given:
+    """Return what an expert init is given for a layer."""
+    method = conversion.options.experts.name()
+    dense = FFN(**{m: source.read(rows) for m, rows in conversion.plan.ffns[layer].items()})
+    stream = Stream(conversion.options.seed).child(method, layer)
+    return dense, conversion.layers[layer], stream, conversion.seen.get(layer, UNSEEN)
+
+
+def router_weight(conversion: Convertible, source: DenseCheckpoint, layer: int) -> np.ndarray:
+    """Return the router weight of a layer, [E, D] float64; a router that reads data also learns who holds what."""
+    router, moe = conversion.router, conversion.layers[layer]
+    seen = conversion.seen.get(layer, UNSEEN)
+    if router.statistics(moe):
+        seen = replace(seen, neurons_Ef=conversion.options.experts.neurons(*given_of(conversion, source, layer)))
+    return router.weight(moe, Stream(conversion.options.seed).child(router.name(), layer), seen)
 
 
 def half_split(rows: torch.Tensor, head_dim: int, rotary: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moesaic.architectures.sparse import ExpertTensor
 from moesaic.convert import DEFAULT_SHARD, Conversion
-from moesaic.convert.outputs import SCALED
+from moesaic.convert.blocks import SCALED
 from moesaic.convert.produce import CHUNK
 from moesaic.estimate.model import sizes
 from moesaic.plan import ITEM_BYTES, Copy, Fill, Fold, Routed, Router, Shared

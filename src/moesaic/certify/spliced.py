@@ -1,0 +1,258 @@
+"""The certificate of a model with spliced MoE layers: text, images or sound; any output; FFN by FFN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from moesaic.calibration.readers.base import Feed
+from moesaic.calibration.rows import match
+from moesaic.certify.batches import answer, open_batches
+from moesaic.certify.certificate import NOISE, TINY, figures, layer_row, layer_rows, or_less
+from moesaic.certify.diversity import mean_distance
+from moesaic.certify.promise import hold_to_promise
+from moesaic.certify.similarity import linear_cka, output_cosine
+from moesaic.certify.tally import LayerTally, Mean
+from moesaic.errors import CertificateError
+from moesaic.lazy import torch
+from moesaic.modeling.dense_ffn import activation, dense_ffn
+from moesaic.modeling.loading import load, quiet
+from moesaic.modeling.sections import SECTION
+from moesaic.routing import Routing
+from moesaic.sites import Site
+
+SAMPLE = 256
+"""Tokens of an FFN on which all of its experts are run."""
+FAITHFUL = 1e-3
+"""Largest difference, as a share of the largest value, between an FFN that was found and what the model computes."""
+
+
+@dataclass(frozen=True)
+class SplicedCertificate:
+    """Dense against MoE on data of the model's own kind.
+
+    Args:
+        data: what was read. tokens: compared, of the output. output: the output that the figures are of.
+        max_diff, max_value: of it, over everything. cosine: mean, of its vectors, dense against MoE.
+        kl, agreement: where it is logits: KL(dense || MoE) in nats, share with the same best class; else None.
+        promised, rounds_to: as in `Certificate`. layers: one row per MoE layer.
+    """
+
+    data: str
+    tokens: int
+    output: str
+    max_diff: float
+    max_value: float
+    cosine: float
+    kl: float | None
+    agreement: float | None
+    promised: bool
+    rounds_to: str | None
+    layers: list[dict[str, Any]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what goes into moesaic.json."""
+        return {"summary": dict(self.rows()), **asdict(self)}
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the short table: quantity, value with its unit."""
+        relative = self.max_diff / max(self.max_value, 1e-30)
+        table = [
+            ("data", f"{self.data}, {self.tokens:,} vectors of {self.output}"),
+            ("max difference", f"{self.max_diff:.3g} ({relative:.1g} of {self.max_value:.3g}, the largest)"),
+            ("1 - cosine of an output vector", f"{or_less(1 - self.cosine)} (mean)"),
+        ]
+        if self.kl is not None and self.agreement is not None:
+            table.append(("KL(dense || MoE)", f"{or_less(self.kl)} nats"))
+            table.append(("top-1 agreement", f"{100 * self.agreement:.2f} %"))
+        return table + layer_rows(self.layers, self.rounds_to, promised=self.promised)
+
+
+@dataclass
+class Comparison:
+    """What is counted while both models run over the same data."""
+
+    cosine: Mean = field(default_factory=Mean)
+    kl: Mean = field(default_factory=Mean)
+    agreement: Mean = field(default_factory=Mean)
+    max_diff: float = 0.0
+    max_value: float = 0.0
+    output: str = ""
+
+    def add(self, name: str, dense: torch.Tensor, moe: torch.Tensor, feed: Feed) -> None:
+        """Compare the main output [B, ..., C] of one batch; padding is left out."""
+        self.output = name
+        count = dense.numel() // dense.shape[-1]
+        rows = match(feed, count, dense.device)
+        dense_TC, moe_TC = rows.of(dense).double(), rows.of(moe).double()
+        if not bool((dense_TC.sum() + moe_TC.sum()).isfinite()):
+            which = "MoE" if bool(dense_TC.isfinite().all()) else "dense"
+            raise CertificateError(f"The {which} model: {name} must be finite. Got NaN or infinity on this data.")
+        self.max_diff = max(self.max_diff, float((dense_TC - moe_TC).abs().amax()))
+        self.max_value = max(self.max_value, float(dense_TC.abs().amax()))
+        self.cosine.add(torch.cosine_similarity(dense_TC, moe_TC, dim=-1, eps=1e-300))
+        if name == "logits":
+            log_p, log_q = dense_TC.log_softmax(-1), moe_TC.log_softmax(-1)
+            self.kl.add(torch.linalg.vecdot(log_p.exp(), log_p - log_q))
+            self.agreement.add(dense_TC.argmax(-1) == moe_TC.argmax(-1))
+
+
+def certify_spliced(
+    dense: Path,
+    moe: Path,
+    moe_config: Mapping[str, Any],
+    dense_config: Mapping[str, Any],
+    record: Mapping[str, Any],
+    data: Path | None,
+    max_tokens: int,
+    progress: Callable[[int, int], None],
+) -> SplicedCertificate:
+    """Compare a dense model with the one that has MoE layers in its place, in float32, both in memory.
+
+    Args:
+        dense, moe: folders. moe_config, dense_config, record: their config.json, and the MoE's moesaic.json.
+        data: a file or folder of what the model reads; None takes built-in passages, or random inputs where the model
+            reads no text. max_tokens: compared, about. progress: called with (FFNs run, FFNs in all).
+
+    Raises:
+        CertificateError: if a weight is left over or missing, if an FFN is not what was found, or if a promised
+            function is not kept.
+    """
+    entries = moe_config[SECTION]["sites"]
+    models = [load(dense, dense_config, torch.float32), load(moe, moe_config, torch.float32)]
+    batches = open_batches(dense, models[0], data, max_tokens)
+    whole = Comparison()
+    layers = [_Layer(number, one) for number, one in zip(record["spec"]["moe_layers"], entries, strict=True)]
+    steps = 2 * len(layers) * len(batches.feeds)
+    with quiet():
+        for feed in batches.feeds:
+            with _watched(models[0], layers, feed, dense=True):
+                first = dict(answer(models[0], feed))
+            progress(len(layers), steps)
+            with _watched(models[1], layers, feed, dense=False):
+                second = dict(answer(models[1], feed))
+            progress(len(layers), steps)
+            name = _main(first)
+            whole.add(name, first[name], second[name], feed)
+    hold_to_promise(record, whole.output, whole.max_diff, whole.max_value)
+    is_logits = whole.output == "logits"
+    return SplicedCertificate(
+        data=batches.name,
+        tokens=whole.cosine.count,
+        output=whole.output,
+        max_diff=figures(whole.max_diff, NOISE * max(whole.max_value, 1e-30)),
+        max_value=figures(whole.max_value),
+        cosine=round(whole.cosine.value, 9),
+        kl=figures(whole.kl.value, TINY) if is_logits else None,
+        agreement=round(whole.agreement.value, 4) if is_logits else None,
+        promised=bool(record["preserves_function"]),
+        rounds_to=record.get("rounds_to"),
+        layers=[layer.row() for layer in layers],
+    )
+
+
+@dataclass
+class _Layer:
+    """One MoE layer while it is watched in both models; `x` holds its dense inputs, `dense_y` waits for the MoE's."""
+
+    number: int
+    entry: Mapping[str, Any]
+    tally: LayerTally = field(default_factory=LayerTally)
+    dense_y: list[torch.Tensor] = field(default_factory=list)
+    sample: torch.Tensor | None = None
+    alike: tuple[float, float] | None = None
+    diversity: float = 0.0
+
+    @property
+    def site(self) -> Site:
+        return Site.from_json({key: value for key, value in self.entry.items() if key in Site.__dataclass_fields__})
+
+    def row(self) -> dict[str, Any]:
+        """Return its row in the certificate."""
+        self.tally.diversity = self.diversity
+        found = {"layer": self.number, "ffn": self.site.last, **layer_row(self.tally)}
+        if self.alike:
+            found |= {"expert_cosine": round(self.alike[0], 4), "expert_cka": round(self.alike[1], 4)}
+        return found
+
+
+@contextmanager
+def _watched(model: torch.nn.Module, layers: list[_Layer], feed: Feed, *, dense: bool) -> Iterator[None]:
+    """Watch the FFNs of the dense model, or the MoE layers in their place."""
+    handles = [handle for layer in layers for handle in (_dense if dense else _sparse)(model, layer, feed)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _dense(model: torch.nn.Module, layer: _Layer, feed: Feed) -> Iterator[Any]:
+    site = layer.site
+    inputs: list[torch.Tensor] = []
+
+    def took(_module: Any, args: Any) -> None:
+        inputs.append(args[0].detach())
+
+    def gave(_module: Any, _args: Any, y: torch.Tensor) -> None:
+        rows = match(feed, y.numel() // y.shape[-1], y.device)
+        y_TD = rows.of(y)
+        if layer.sample is None:
+            layer.sample = rows.of(inputs[-1])[:SAMPLE]
+            _check_found(model, site, layer.sample, y_TD[:SAMPLE])
+        layer.dense_y.append(y_TD)
+
+    yield model.get_submodule(site.first[0]).register_forward_pre_hook(took)
+    yield model.get_submodule(site.last).register_forward_hook(gave)
+
+
+def _check_found(model: torch.nn.Module, site: Site, x_TD: torch.Tensor, y_TD: torch.Tensor) -> None:
+    """Make sure that the FFN as it was found in a tiny twin is the one that the real model runs."""
+    with torch.no_grad():
+        off = float((dense_ffn(model, site)(x_TD, activation(site)) - y_TD).abs().amax() / y_TD.abs().amax())
+    if not off <= FAITHFUL:
+        raise CertificateError(
+            f"{site.last}: the FFN must compute what was found ({site.layout}, {site.act}). Got a difference of "
+            f"{off:.2g} of its largest output. Nothing was published; please report this model."
+        )
+
+
+def _sparse(model: torch.nn.Module, layer: _Layer, feed: Feed) -> Iterator[Any]:
+    module: Any = model.get_submodule(layer.site.last)
+
+    def gave(_module: Any, _args: Any, y: torch.Tensor) -> None:
+        rows = match(feed, y.numel() // y.shape[-1], y.device)
+        layer.tally.add(layer.dense_y.pop(0), rows.of(y))
+
+    def routed(_module: Any, _args: Any, logits_TE: torch.Tensor) -> None:
+        rows = match(feed, len(logits_TE), logits_TE.device)
+        normalize = layer.entry["normalize_gates"]
+        layer.tally.route(Routing.from_logits(rows.of(logits_TE), layer.entry["top_k"], normalize=normalize))
+
+    if layer.sample is not None and layer.alike is None:
+        layer.alike = _alike(module, layer.sample)
+        layer.diversity = mean_distance(list(module.experts.down_proj.detach()))
+    yield module.register_forward_hook(gave)
+    yield module.router.register_forward_hook(routed)
+
+
+@torch.no_grad()
+def _alike(module: Any, x_TD: torch.Tensor) -> tuple[float, float]:
+    """Return mean cosine and mean linear CKA of what two experts make of the same tokens."""
+    ones_T1 = torch.ones(len(x_TD), 1)
+    count = module.router.weight.shape[0]
+    y_ETD = torch.stack([module.experts(x_TD, torch.full((len(x_TD), 1), e), ones_T1) for e in range(count)])
+    return output_cosine(y_ETD), linear_cka(y_ETD)
+
+
+def _main(outputs: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of the output that says most about the model."""
+    for name in ("logits", "image_embeds", "last_hidden_state"):
+        if name in outputs:
+            return name
+    if not outputs:
+        raise CertificateError("The model must give a floating-point output to compare. It gives none.")
+    return next(iter(outputs))

@@ -1,0 +1,43 @@
+"""Which way to a MoE a model takes: a stock class that computes the same, or MoE layers inside its own class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moesaic.architectures.match import has_stock_class
+from moesaic.convert.conversion import Conversion, prepare_stock
+from moesaic.convert.options import SPLICE, Options
+from moesaic.convert.splicing import Spliced, splice
+from moesaic.errors import ArchitectureError, brief
+from moesaic.plan import TensorInfo
+
+
+def prepare(
+    config: Mapping[str, Any], options: Options, tensors: Mapping[str, TensorInfo] | None = None
+) -> Conversion | Spliced:
+    """Settle and check a conversion.
+
+    Args:
+        config: the dense model's config.json. options: the user's choices.
+        tensors: the checkpoint's tensors; None plans from the config alone, as if the checkpoint were as it says.
+
+    Raises:
+        ArchitectureError: no sparse class expresses the model, or no FFN is found in it. PlanError: the options
+        contradict each other or the model. CheckpointError: the tensors are not those that the config promises. Each
+        names all problems.
+    """
+    _refuse_quantised(config)
+    if options.target == SPLICE or options.tower or (options.target is None and not has_stock_class(config)):
+        return splice(config, options, tensors)
+    return prepare_stock(config, options, tensors)
+
+
+def _refuse_quantised(config: Mapping[str, Any]) -> None:
+    text = config.get("text_config")
+    for part in (config, text if isinstance(text, Mapping) else {}):
+        if part.get("quantization_config") is not None:
+            raise ArchitectureError(
+                "config.json: the weights must be plain floats. Got quantization_config = "
+                f"{brief(part['quantization_config'])}. Dequantise the model, or take the one it was made from."
+            )

@@ -1,0 +1,105 @@
+"""Loading a model so that nothing is left to chance: every weight finds its place, or a message says which do not."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from moesaic.errors import CertificateError
+from moesaic.lazy import torch
+from moesaic.modeling.sections import PREFIX, SECTION
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+
+def load(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """Load a model from a folder under the given config; the folder needs no config.json of its own.
+
+    Raises:
+        CertificateError: if any weight is missing, unexpected or of another shape, as nothing may be left to chance.
+    """
+    return loaded(*model_class(config), folder, dtype)
+
+
+def model_class(config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
+    """Return the class that a config.json names, and the config as that class reads it.
+
+    A model with MoE layers of ours inside a stock class gets the class that splices them; code in its folder is never
+    run.
+    """
+    import transformers  # noqa: PLC0415  # seconds of import, needed here only
+
+    name = config["architectures"][0]
+    stock = name.removeprefix(PREFIX) if SECTION in config else name
+    if not isinstance(getattr(transformers, stock, None), type):
+        raise CertificateError(
+            f"{stock}: the installed transformers must have this class. Got {transformers.__version__}, which has not. "
+            "Install a newer one, or pass --no-certify."
+        )
+    with _loading(name), TemporaryDirectory() as folder:  # read like the config of any folder, though not on disk yet
+        Path(folder, "config.json").write_text(json.dumps(config), encoding="utf-8")
+        if SECTION not in config:
+            return getattr(transformers, stock), transformers.AutoConfig.from_pretrained(folder)
+        from moesaic.modeling import spliced  # noqa: PLC0415  # imports transformers
+
+        cls: Any = spliced.spliced_class(stock)
+        return cls, cls.config_class.from_pretrained(folder)
+
+
+def loaded(
+    cls: type[PreTrainedModel],
+    settings: PreTrainedConfig,
+    weights: Path | dict[str, torch.Tensor],
+    dtype: torch.dtype,
+) -> PreTrainedModel:
+    """Load a class from a folder or from named tensors; every weight must find its place."""
+    folder, state = (None, weights) if isinstance(weights, dict) else (weights, None)
+    with _loading(cls.__name__), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")
+        made: Any = cls.from_pretrained(
+            folder, config=settings, state_dict=state, dtype=dtype, output_loading_info=True
+        )
+    model: PreTrainedModel = made[0]
+    # A class may ask for tensors without elements (a shared expert of width 0); none are stored, and none are missed.
+    empty = {name for name, tensor in model.state_dict().items() if not tensor.numel()}
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = {kind: sorted(map(str, set(made[1][kind]) - empty))[:3] for kind in kinds}
+    if any(wrong.values()):
+        got = {kind: names for kind, names in wrong.items() if names}
+        raise CertificateError(f"{cls.__name__}: every weight must find its place in the class. Got {got}.")
+    model.eval()
+    return model
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Turn whatever transformers raises into one message."""
+    try:
+        with quiet():
+            yield
+    except (AttributeError, KeyError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+        raise CertificateError(
+            f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
+        ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' warnings and progress bars, and leave them as they were."""
+    from transformers.utils import logging  # noqa: PLC0415
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
