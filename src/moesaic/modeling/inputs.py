@@ -13,7 +13,7 @@ from moesaic.lazy import torch
 from moesaic.modeling.tiny import parts
 
 BATCH, TOKENS = 2, 12
-MOST = 24  # candidates tried for one model
+MOST = 8  # candidates tried for one model
 Inputs = dict[str, Any]
 MELS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "n_mels", "mel_dim")
 ALWAYS = (
@@ -24,6 +24,7 @@ ALWAYS = (
     "input_values",
     "attention_mask",
     "bbox",
+    "input_features_mask",
     "grid_thw",
     "image_grid_thw",
     "past_values",
@@ -36,7 +37,7 @@ def candidates(model: PreTrainedModel, seed: int = 0) -> Iterator[Inputs]:
     for names in asked.names():
         choices = [asked.values(name) for name in names]
         for values in itertools.islice(itertools.product(*choices), MOST):
-            yield dict(zip(names, values, strict=True))
+            yield dict(zip(names, values, strict=True)) | asked.constants()
 
 
 class _Asked:
@@ -49,12 +50,17 @@ class _Asked:
         self.parameters = dict(inspect.signature(model.forward).parameters)
         self.text_only = "input_ids" in self.parameters
 
+    def constants(self) -> Inputs:
+        """Return what is always passed where it is taken: no cache, which holds nothing of interest."""
+        return {"use_cache": False} if "use_cache" in self.parameters else {}
+
     def names(self) -> Iterator[list[str]]:
         """Yield sets of arguments: everything known, then fewer."""
         kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
         known = {n: p for n, p in self.parameters.items() if p.kind not in kinds}
         must = [n for n, p in known.items() if p.default is inspect.Parameter.empty]
         full = [n for n in known if n in must or n in ALWAYS or n == self.main]
+        rich = [n for n in known if n in full or n == "encoder_hidden_states"]
         if not known:
             full = must = [self.main]
         seen: list[list[str]] = []
@@ -63,7 +69,7 @@ class _Asked:
         lone = [n for n in full if n in must or n == self.main]
         both = [n for n in full if n in must or n in {self.main, "decoder_input_ids", "decoder_attention_mask"}]
         embeds = [*must, "inputs_embeds"] if "inputs_embeds" in known and "inputs_embeds" not in must else must
-        for names in (full, no_mask, plain, both, lone, must, embeds):
+        for names in (full, no_mask, plain, both, lone, must, embeds, rich):
             if names and names not in seen:
                 seen.append(names)
                 yield names
@@ -75,6 +81,8 @@ class _Asked:
             return maker(self)
         if name.endswith("_ids"):
             return self.ids()
+        if name in {"input_features_mask", "padding_mask", "feature_attention_mask"}:
+            return self.feature_masks()
         if name.endswith("mask"):
             return [torch.ones(BATCH, TOKENS, dtype=torch.long)]
         if "pixel" in name or "image" in name:
@@ -124,6 +132,11 @@ class _Asked:
         frames = 2 * self.number("max_source_positions", default=64)
         return [self.random(BATCH, mels, frames), self.random(BATCH, 64, mels), self.random(BATCH, mels, 128)]
 
+    def feature_masks(self) -> list[torch.Tensor]:
+        shapes = [t.shape for t in self.features()]
+        frames = [shapes[0][2], shapes[1][1], shapes[2][2]]
+        return [torch.ones(BATCH, n, dtype=torch.long) for n in frames]
+
     def sound(self) -> list[torch.Tensor]:
         mels = self.number("num_mel_bins", "feature_size", "mel_dim", default=80)
         long = self.number("max_length", "spec_size", default=128)
@@ -137,6 +150,10 @@ class _Asked:
 
     def boxes(self) -> list[torch.Tensor]:
         return [torch.tensor([1, 2, 7, 9]).expand(BATCH, TOKENS, 4).contiguous()]
+
+    def encoded(self) -> list[torch.Tensor]:
+        keys = ("encoder_hidden_size", "cross_attention_hidden_size", "hidden_size", "d_model")
+        return [self.random(BATCH, TOKENS, self.number(*keys, default=32))]
 
     def grid(self) -> list[torch.Tensor]:
         return [torch.tensor([[1, 4, 4]])]
@@ -160,6 +177,7 @@ MAKERS: dict[str, Callable[[_Asked], list[Any]]] = {
     "input_features": _Asked.features,
     "input_values": _Asked.sound,
     "hidden_states": _Asked.patches,
+    "encoder_hidden_states": _Asked.encoded,
     "bbox": _Asked.boxes,
     "grid_thw": _Asked.grid,
     "image_grid_thw": _Asked.grid,

@@ -37,11 +37,12 @@ WIDTH = re.compile(
     r"|conv_dims?|n_state|pooler_output_size|vision_dim|text_dim|audio_dim|query_dim|context_dim|model_dim|dim_model"
     r"|token_dim|latent_dim|^dim|^width)$"
 )
+HIDDEN = re.compile(r"^(hidden_sizes?|d_model|embed_dim|hidden_dim|n_embd|dim)$")
 HEADS = re.compile(
     r"(^|_)(heads|n_heads?|nhead|num_heads\w*|num_attention_heads\w*|num_kv|n_kv_heads?|multi_query_group_num)$"
 )
-HEAD_DIM = re.compile(r"(head_dim|d_kv|kv_channels|dim_head|head_size|rotary_dim|query_pre_attn_scalar)$")
-VOCAB = re.compile(r"vocab_size(_per_layer_input)?$|^num_embeds$")
+HEAD_DIM = re.compile(r"(head_dim|d_head|d_kv|kv_channels|dim_head|head_size|rotary_dim|query_pre_attn_scalar)$")
+VOCAB = re.compile(r"vocab(_size)?(_per_layer_input)?$|^num_embeds$")
 TOKEN = re.compile(r"(token|bos|eos|pad|sep|cls|mask|start|end)_(id|index|ids|token_id)$|_token$")
 POSITIONS = re.compile(
     r"max_position_embeddings|^n_positions$|max_(source|target)_positions|max_seq_len|max_sequence_length|^n_ctx$"
@@ -86,7 +87,7 @@ def scales(config: PreTrainedConfig) -> list[Scale]:
     heads = max((h for h in (4, 2, 1) if all(n % h == 0 or n == 1 for n in counts)), default=1)
     fits = [k for k in (16, 8, 4, 2) if all(n % (2 * k) == 0 and n // k >= 12 for n in sizes)]
     dim = (fits or [1])[0] if sizes else 8
-    wanted = [Scale(dim, heads), Scale(dim), Scale(min(dim, 4)), Scale(2), Scale()]
+    wanted = [Scale(dim, heads), Scale(1, heads), Scale(), Scale(dim), Scale(2)]
     return list(dict.fromkeys([*wanted, Scale(vocab=False), Scale(depth=False, vocab=False)]))
 
 
@@ -109,10 +110,10 @@ def _heads(config: PreTrainedConfig) -> list[int]:
 
 def _head_dims(config: PreTrainedConfig) -> list[int]:
     found = [n for key, value in vars(config).items() if HEAD_DIM.search(key) for n in _numbers(value)]
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    if isinstance(hidden, int) and isinstance(heads, int) and heads > 0 and not found:
-        found.append(hidden // heads)
-    return found
+    if found:
+        return found
+    hidden = [n for key, value in vars(config).items() if HIDDEN.search(key) for n in _numbers(value)]
+    return [n // heads for n in hidden for heads in set(_heads(config)) if n % heads == 0 and 16 <= n // heads <= 256]
 
 
 @dataclass
@@ -165,7 +166,7 @@ class _Shrinker:
         if DEPTHS.search(key) and self.scale.depth:
             return [min(n, 2) if isinstance(n, int) else [min(m, 2) for m in n] for n in values]
         if INDICES.search(key) and depths and all(isinstance(n, int) for n in values):
-            return _indices(values, old, new)
+            return _indices(key, values, old, new)
         for old_n, new_n in depths.values():
             if len(values) == old_n and new_n < old_n:
                 values = values[:new_n]
@@ -176,10 +177,10 @@ class _Shrinker:
         new = max((new for _, new in depths.values()), default=n)
         rules: list[tuple[re.Pattern[str], Callable[[int], int]]] = [
             (VOCAB, lambda n: min(n, MAX_VOCAB) if self.scale.vocab else n),
-            (TOKEN, self.token),
             (POSITIONS, lambda n: min(n, MAX_POSITIONS)),
             (EXPERTS, lambda n: min(n, 4)),
             (TOP_K, lambda n: min(n, 2)),
+            (TOKEN, self.token),
             (GROUPS, lambda n: min(n, 1)),
             (re.compile(r"num_kv_shared_layers$"), lambda n: min(n, new // 2)),
             (UP_TO_DEPTH, lambda n: min(n, new)),
@@ -223,10 +224,12 @@ def _kinds(values: list[Any] | tuple[Any, ...]) -> int:
     return first[-1] + 1 if len(first) <= 4 else 1
 
 
-def _indices(values: list[int], old: int, new: int) -> list[int]:
-    """Move indices of layers into the layers that are left, as many as there is room for, the last ones."""
-    if not values or all(-new <= n <= new for n in values) or old <= new:
+def _indices(key: str, values: list[int], old: int, new: int) -> list[int]:
+    """Keep the indices of layers that are left; of a list whose length counts, move as many into them as fit."""
+    if not values or all(-new <= n < new for n in values) or old <= new:
         return values
+    if not key.endswith("out_indices"):
+        return [n for n in values if n < new] or [new - 1]
     last = new if max(values) >= old else new - 1
     return sorted({max(0, last - i) for i in range(len(values))})
 

@@ -7,6 +7,7 @@ output of a third, or of the other half). Names, classes and source text decide 
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -19,12 +20,18 @@ from transformers.pytorch_utils import Conv1D
 from moesaic.errors import ArchitectureError, listing
 from moesaic.lazy import torch
 from moesaic.modeling.inputs import Inputs
-from moesaic.modeling.matching import activations, is_linear, match, recording, sizes
+from moesaic.modeling.matching import activations, match
+from moesaic.modeling.recording import is_linear, recording, sizes
 from moesaic.modeling.tiny import parts, scales
 from moesaic.modeling.twin import TwinError, build, outputs, run, skeleton
 from moesaic.sites import FUSED, Site
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a path's integer component
+
+
+ENOUGH = 3  # twins tried for the sake of a part that does not run
+DTYPE = re.compile("[Dd]type|[Dd]ouble|Float|NaN")  # an error that float32 may not have
+NOT_RUN = "could not be run alone"
 
 
 @dataclass(frozen=True)
@@ -67,36 +74,78 @@ def find(config: PreTrainedConfig, cls: type[PreTrainedModel] | None = None) -> 
         ArchitectureError: where no twin can be built or run, or no FFN is found; says what was tried.
     """
     cls = cls or model_class(config)
-    problems: list[str] = []
+    twin, (sites, refused, _) = twin_of(cls, config)
+    if not sites:
+        raise ArchitectureError(_nothing(cls, refused))
+    return _real(cls, config, twin, sites, refused)
+
+
+def twin_of(cls: type[PreTrainedModel], config: PreTrainedConfig) -> tuple[PreTrainedModel, Survey]:
+    """Return a tiny twin and what was seen in it: the smallest of which all parts run, or the most; float32 at worst.
+
+    Raises:
+        ArchitectureError: where no twin runs at all; says why.
+    """
+    problems: dict[str, None] = {}
+    seen: list[tuple[int, PreTrainedModel, Survey]] = []
     for scale in scales(config):
-        try:
-            twin = build(cls, config, scale, torch.float64)
-            sites, refused, _ = survey(twin)
-        except TwinError as error:
-            problems.append(str(error))
-            continue
-        if not sites:
-            raise ArchitectureError(_nothing(cls, refused))
-        return _real(cls, config, twin, sites, refused)
-    raise ArchitectureError(
-        f"{cls.__name__}: a small copy must run to show where its FFNs are. None did:\n"
-        f"{listing(dict.fromkeys(problems))}\nGive another class, or a config that transformers can run."
-    )
+        for dtype in (torch.float64, torch.float32):
+            try:
+                twin = build(cls, config, scale, dtype)
+                survey = look(twin)
+            except TwinError as error:
+                problems[str(error)] = None
+                why = str(error)
+            else:
+                failures = [why for why in survey[1].values() if why.startswith(NOT_RUN)]
+                seen.append((len(failures), twin, survey))
+                why = " ".join(failures)
+            if not DTYPE.search(why):
+                break
+        if seen and (not seen[-1][0] or len(seen) >= ENOUGH):
+            break
+    if not seen:
+        raise ArchitectureError(
+            f"{cls.__name__}: a small copy must run to show where its FFNs are. None did:\n"
+            f"{listing(problems)}\nGive another class, or a config that transformers can run."
+        )
+    return min(seen, key=lambda entry: entry[0])[1:]
 
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """Return the class that AutoModel takes for this config."""
-    try:
+    """Return the class that AutoModel takes for this config, or else the plainest one that is made for it.
+
+    Raises:
+        ArchitectureError: where there is none.
+    """
+    if type(config) in MODEL_MAPPING:
         chosen: Any = MODEL_MAPPING[type(config)]
-    except KeyError:
-        raise ArchitectureError(
-            f"{type(config).__name__}: transformers must have a model for it. AutoModel knows none. Give the class."
-        ) from None
-    cls: type[PreTrainedModel] = chosen[0] if isinstance(chosen, tuple) else chosen
-    return cls
+        cls: type[PreTrainedModel] = chosen[0] if isinstance(chosen, tuple) else chosen
+        return cls
+    module = type(config).__module__
+    try:
+        models = importlib.import_module(module.replace(".configuration_", ".modeling_"))
+    except ImportError:
+        models = None
+    made = [v for v in vars(models).values() if _made_for(v, config)] if models else []
+    if not made:
+        raise ArchitectureError(f"{type(config).__name__}: transformers must have a model for it. Give the class.")
+    made.sort(key=lambda cls: (not cls.__name__.endswith("Model"), len(cls.__name__)))
+    plainest: type[PreTrainedModel] = made[0]
+    return plainest
 
 
-def survey(model: PreTrainedModel) -> tuple[dict[str, Site], dict[str, str], list[Run]]:
+def _made_for(value: Any, config: PreTrainedConfig) -> bool:
+    if not (isinstance(value, type) and issubclass(value, PreTrainedModel)):
+        return False
+    return value.config_class is type(config) and value.forward is not torch.nn.Module.forward
+
+
+Survey = tuple[dict[str, Site], dict[str, str], list["Run"]]
+"""{last: site}, {path: why refused}, and the runs in which they were seen."""
+
+
+def look(model: PreTrainedModel) -> Survey:
     """Return ({last: site}, {path: why refused}, runs) of a twin: run whole, then its parts that were not reached.
 
     Raises:
@@ -112,7 +161,7 @@ def survey(model: PreTrainedModel) -> tuple[dict[str, Site], dict[str, str], lis
         try:
             inputs, _ = run(module)
         except TwinError as error:
-            refused[path or type(model).__name__] = f"could not be run alone: {error}"
+            refused[path or type(model).__name__] = f"{NOT_RUN}: {error}"
             continue
         found, near, reached = _trace(module, inputs)
         runs.append(Run(path, module, inputs))
@@ -218,7 +267,7 @@ def _unequal(cls: type[PreTrainedModel], config: PreTrainedConfig) -> Found:
     """Find the FFNs of a model whose layers differ: in a twin that has all of them, so that no path is open."""
     scale = replace(scales(config)[0], depth=False)
     try:
-        sites, refused, _ = survey(build(cls, config, scale, torch.float64))
+        sites, refused, _ = look(build(cls, config, scale, torch.float64))
     except TwinError as error:
         problem = f"{cls.__name__}: its layers differ, and a twin with all of them must run. Got {error}."
         raise ArchitectureError(problem) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
@@ -16,6 +17,7 @@ from moesaic.lazy import torch
 from moesaic.modeling.inputs import Inputs, candidates
 from moesaic.modeling.tiny import Scale, tiny_config
 
+PATIENCE = 6  # inputs of which the same error is taken
 MAX_WEIGHTS = 150_000_000  # of a twin; more would take seconds and gigabytes for nothing
 
 
@@ -32,10 +34,11 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, scale: Scale, dt
     with quiet():
         try:
             small = tiny_config(config, scale)
-            small._attn_implementation = "eager"  # noqa: SLF001  # as from_config sets it
+            small._attn_implementation = small._experts_implementation = "eager"  # noqa: SLF001  # takes float64
             weights = sum(p.numel() for p in skeleton(cls, small).parameters())
             torch.manual_seed(0)
-            model: Any = cls(small) if weights <= MAX_WEIGHTS else None
+            with default_dtype(dtype):
+                model: Any = cls(small) if weights <= MAX_WEIGHTS else None
         except Exception as error:
             raise TwinError(f"{type(error).__name__}: {first_line(error)}") from error
     if model is None:
@@ -79,20 +82,27 @@ def run(model: PreTrainedModel) -> tuple[Inputs, list[torch.Tensor]]:
     Raises:
         TwinError: where it takes none; says why the first was refused.
     """
-    problem = "no inputs are known"
-    for count, inputs in enumerate(candidates(model)):
+    problems: Counter[str] = Counter()
+    for inputs in candidates(model):
         try:
-            return inputs, outputs(model, inputs)
+            made = outputs(model, inputs)
+            if all(bool(t.isfinite().any()) for t in made if t.numel()):
+                return inputs, made
+            problem = "its outputs are NaN"
         except Exception as error:  # noqa: BLE001  # any error means: not these inputs
-            problem = f"{type(error).__name__}: {first_line(error)}" if count == 0 else problem
-    raise TwinError(problem)
+            problem = f"{type(error).__name__}: {first_line(error)}"
+        problems[problem] += 1
+        if problems[problem] > PATIENCE:
+            break
+    raise TwinError(next(iter(problems), "no inputs are known"))
 
 
 @torch.no_grad()
 def outputs(model: torch.nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """Return all floating-point tensors of one forward call, the random generator set anew."""
     torch.manual_seed(0)
-    with quiet():
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    with quiet(), default_dtype(dtype):
         return list(tensors(model(**inputs)))
 
 
@@ -113,9 +123,20 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:200] if lines else type(error).__name__
+    """Return the beginning of an error's text, in one line."""
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let tensors made in the block without a dtype have this one."""
+    old = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(old)
 
 
 @contextmanager
