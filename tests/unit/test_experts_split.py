@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import chain
+from itertools import chain, combinations
 
 import pytest
 import torch
@@ -30,13 +30,14 @@ def origin(piece: FFN, dense: FFN) -> list[int]:
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("split", ["contiguous", "random"])
+@pytest.mark.parametrize("split", ["contiguous", "random", "balanced_kmeans"])
 def test_a_partition_sums_to_the_dense_ffn(make_ffn: Callable[..., FFN], split: str, gated: bool, biased: bool) -> None:
     dense = make_ffn(gated=gated, biased=biased)
     layer = LayerSpec(8, 8, 12, 24, 3)
     init = Partition(split=split)
     parts = list(init.experts(dense, layer, Stream(0)))
     assert_close(torch.stack([part(X, gelu) for part in parts]).sum(0), dense(X, gelu), **ROUNDING)
+    assert init.neurons(dense, layer, Stream(0)).tolist() == [origin(part, dense) for part in parts]
     assert sorted(j for part in parts for j in origin(part, dense)) == list(range(24))
     router = torch.zeros(8, 12, dtype=torch.float64)
     assert_close(moe(X, router, parts, gelu, top_k=8, shares=init.shares(layer)), dense(X, gelu), **ROUNDING)
@@ -53,6 +54,25 @@ def test_uniform_gates_give_the_dense_output_on_average_over_the_choice_of_exper
         moe(x, one_hot[i, :, None] * x, parts, gelu, top_k=1, shares=init.shares(layer)) for i in range(4)
     ]  # logit |x|^2 for expert i, 0 for the others
     assert_close(torch.stack(chosen).mean(0), dense(x, gelu), **ROUNDING)
+
+
+def test_gates_that_are_not_renormalised_give_the_dense_output_on_average_too(make_ffn: Callable[..., FFN]) -> None:
+    dense, layer = make_ffn(biased=True), LayerSpec(4, 2, 12, 24, 6, normalize_gates=False)
+    init = Partition()
+    parts = list(init.experts(dense, layer, Stream(0)))
+    chosen = [0.25 * sum((part(X, gelu) for part in pair), start=torch.zeros(())) for pair in combinations(parts, 2)]
+    _, share = init.shares(layer)
+    assert_close(share * torch.stack(chosen).mean(0), dense(X, gelu), **ROUNDING)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_balanced_clusters_keep_together_neurons_that_read_alike(make_ffn: Callable[..., FFN], gated: bool) -> None:
+    dense = make_ffn(gated=gated)
+    kind = torch.arange(24) % 4
+    rows = 5 * torch.eye(4, 12, dtype=torch.float64)[kind] + 0.1 * dense.up
+    dense = dense.replace(**{"gate" if gated else "up": rows * torch.arange(1, 25)[:, None]})
+    neurons = Partition(split="balanced_kmeans").neurons(dense, LayerSpec(4, 2, 12, 24, 6), Stream(0))
+    assert {tuple(sorted(set(kind[hand].tolist()))) for hand in neurons} == {(0,), (1,), (2,), (3,)}
 
 
 def test_a_partition_needs_a_divisor() -> None:

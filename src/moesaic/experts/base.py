@@ -33,6 +33,10 @@ class ExpertInit(Method, ABC):
         """Return the natural width of one expert, in neurons, for a dense FFN of `width` neurons."""
         return width
 
+    def needs_shared(self) -> bool:
+        """Whether the shared expert holds a part of the dense function that the routed experts lack."""
+        return self.residual
+
     def shared_size(self, width: int, num_experts: int) -> int:
         """Return the width of the shared expert, where one is asked for: the whole dense FFN for most methods."""
         return width
@@ -44,10 +48,16 @@ class ExpertInit(Method, ABC):
     def problems(self, layer: LayerSpec) -> list[str]:
         """Return every reason why this method can't make this layer, each in the form of an error message."""
         found = []
-        if self.residual and not layer.shared_expert:
+        if self.needs_shared() and not layer.shared_expert:
             found.append(
-                f"{self.name()}: the layer must have a shared expert, which carries the dense function. "
+                f"{self.name()}: the layer must have a shared expert, which carries what the routed ones lack. "
                 "Got shared_expert = False. Leave --no-shared-expert out, or choose sparse_upcycling."
+            )
+        shared = self.shared_size(layer.width, layer.num_experts)
+        if layer.shared_expert and layer.shared_width != shared:
+            found.append(
+                f"{self.name()}: shared_size must be {shared} for a dense FFN of {layer.width} neurons and "
+                f"{layer.num_experts} experts. Got {layer.shared_width}. Take what shared_size() of the method says."
             )
         natural = self.expert_size(layer.width, layer.num_experts)
         if layer.expert_size != natural:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesaic.experts.base import ExpertInit
+from moesaic.experts.dealing import average_weight, clustered, excited_by
 from moesaic.experts.draws import wide
 from moesaic.ffn import FFN
-from moesaic.lazy import np, torch
+from moesaic.lazy import torch
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
 from moesaic.stats import UNSEEN, Seen
@@ -23,18 +24,20 @@ class Partition(ExpertInit):
     a larger one. The routed sum is scaled by E, so that uniform gates 1/K make it the dense output on average over the
     choice of experts, and exactly it with top_k = num_experts. `virtual_group` is the choice that keeps the function.
 
-    Reference: Zhu et al. 2024, LLaMA-MoE, arXiv 2406.16554 (independent experts).
+    Reference: Zhu et al. 2024, LLaMA-MoE, arXiv 2406.16554 (independent experts); Zhang et al. 2022, MoEfication,
+    arXiv 2110.01786 (balanced k-means).
     Deviates: the output is scaled by E under the gates rather than by E/K without them; each expert carries 1/E of the
     output bias.
 
     Args:
-        split: `contiguous` deals out neighbours, `random` a random order.
+        split: `contiguous` deals out neighbours, `random` a random order; `balanced_kmeans` keeps together what is
+            active together: clusters of equal size of the directions of gate rows (up rows in a plain block).
 
     >>> Partition().expert_size(4096, 8)
     512
     """
 
-    split: Literal["contiguous", "random"] = "contiguous"
+    split: Literal["contiguous", "random", "balanced_kmeans"] = "contiguous"
 
     def expert_size(self, width: int, num_experts: int) -> int:
         return width // num_experts
@@ -50,11 +53,17 @@ class Partition(ExpertInit):
 
     def shares(self, layer: LayerSpec) -> tuple[float, float]:
         shared, routed = super().shares(layer)
-        return shared, routed * layer.num_experts
+        return shared, routed * average_weight(layer)
+
+    def neurons(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> torch.Tensor:
+        if self.split == "balanced_kmeans":
+            return clustered(excited_by(dense), layer.num_experts, stream)
+        random = self.split == "random"
+        order_F = torch.from_numpy(stream.permutation(dense.width)) if random else torch.arange(dense.width)
+        return order_F.reshape(layer.num_experts, -1)
 
     def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
-        order = np.arange(dense.width) if self.split == "contiguous" else stream.permutation(dense.width)
-        for neurons in order.reshape(layer.num_experts, -1):
-            part = dense.take(torch.from_numpy(neurons))
+        for neurons in self.neurons(dense, layer, stream, seen):
+            part = dense.take(neurons)
             bias = part.down_bias
             yield part if bias is None else part.replace(down_bias=wide(bias) / layer.num_experts)

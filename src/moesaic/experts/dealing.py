@@ -1,0 +1,49 @@
+"""Dealing out the neurons of a dense FFN in equal hands."""
+
+from __future__ import annotations
+
+from moesaic.experts.draws import wide
+from moesaic.ffn import FFN
+from moesaic.lazy import torch
+from moesaic.seeds import Stream
+from moesaic.spec import LayerSpec
+from moesaic.stats.balanced_kmeans import balanced_kmeans, exchange
+
+
+def clustered(points_ND: torch.Tensor, experts: int, stream: Stream) -> torch.Tensor:
+    """Return which neurons each expert gets, [E, N/E] ascending: balanced clusters of the points' directions."""
+    return hands(balanced_kmeans(torch.nn.functional.normalize(points_ND), experts, stream), experts)
+
+
+def preferred(score_EN: torch.Tensor) -> torch.Tensor:
+    """Return which neurons each expert gets, [E, N/E] ascending: equal hands, between no two of which an exchange pays.
+
+    >>> preferred(torch.tensor([[0.9, 0.8, 0.7, 0.0], [0.0, 0.1, 0.6, 0.1]])).tolist()
+    [[0, 1], [2, 3]]
+    """
+    experts, count = score_EN.shape
+    assignment_N = torch.arange(count) % experts
+    exchange(-score_EN.T, assignment_N)
+    return hands(assignment_N, experts)
+
+
+def hands(assignment_N: torch.Tensor, experts: int) -> torch.Tensor:
+    """Return the neurons of each expert, [E, N/E] ascending, from the expert of each neuron.
+
+    >>> hands(torch.tensor([1, 0, 0, 1]), 2).tolist()
+    [[1, 2], [0, 3]]
+    """
+    return assignment_N.argsort(stable=True).reshape(experts, -1)
+
+
+def excited_by(dense: FFN) -> torch.Tensor:
+    """Return the rows [F, D] that decide on which inputs a neuron is active: gate, or up in a plain block."""
+    return wide(dense.up if dense.gate is None else dense.gate)
+
+
+def average_weight(layer: LayerSpec) -> float:
+    """Return the share under which disjoint experts, E/K times each chosen one, give their whole sum on average.
+
+    A chosen expert's gate is 1/K where gates are renormalised and 1/E where they aren't, when all logits are equal.
+    """
+    return float(layer.num_experts if layer.normalize_gates else layer.num_experts**2 / layer.top_k)
