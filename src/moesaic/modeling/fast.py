@@ -54,7 +54,7 @@ def routed_experts(
 
     Args:
         x_TD: tokens. ids_TK: the experts of each token, 0..E-1. weights_TK: their gates; the sum over k is taken in the
-            wider dtype of the two.
+            wider dtype of the two, all else in that of the experts (under autocast, in its).
         up: [E, f, D], or with a gate [E, 2f, D], first the rows of the gate. down: [E, D, f].
         act: works on each row by itself; without a gate it may change the width from N to f.
         up_bias: [E, N]. down_bias: [E, D], multiplied by the gates like the rest of the expert.
@@ -65,10 +65,11 @@ def routed_experts(
         return torch.empty_like(x_TD)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         low = torch.get_autocast_dtype(device)
-        x_TD, experts = x_TD.to(low), experts.to(low)
+        experts = experts.to(low)
     with torch.autocast(device, enabled=False):
-        stepwise = _can_group(x_TD, up, down) or _trains(activate, x_TD, up.shape[1])
-        return (_stepwise if stepwise else _fused)(x_TD, ids_TK, weights_TK, experts, activate).to(dtype)
+        stepwise = _can_group(experts.up_END, experts.down_EDf) or _trains(activate, experts.up_END)
+        compute = _stepwise if stepwise else _fused
+        return compute(x_TD.to(experts.up_END.dtype), ids_TK, weights_TK, experts, activate).to(dtype)
 
 
 def _gated(act: Activation, h_SN: Tensor) -> Tensor:
@@ -76,23 +77,23 @@ def _gated(act: Activation, h_SN: Tensor) -> Tensor:
     return act(gate_Sf) * up_Sf
 
 
-def _can_group(x_TD: Tensor, up: Tensor, down: Tensor) -> bool:
+def _can_group(*weights: Tensor) -> bool:
     """Whether to leave the loop over experts to `grouped_mm`, which takes bfloat16 and sizes of whole 16 bytes.
 
     On a CPU our own loop is faster, but can't be compiled.
     """
-    if x_TD.dtype != torch.bfloat16 or any(size % 8 for size in (*up.shape[1:], *down.shape[1:])):
+    if any(weight.dtype != torch.bfloat16 or any(size % 8 for size in weight.shape[1:]) for weight in weights):
         return False
     if "grouped_mm" not in dir(functional):  # torch before 2.10
         return False
-    if x_TD.device.type == "cuda":
-        return torch.cuda.get_device_capability(x_TD.device) >= (8, 0)
+    if weights[0].device.type == "cuda":
+        return torch.cuda.get_device_capability(weights[0].device) >= (8, 0)
     return torch.compiler.is_compiling()
 
 
-def _trains(activate: Activation, x_TD: Tensor, width: int) -> bool:
+def _trains(activate: Activation, up_END: Tensor) -> bool:
     """Whether the activation has trainable parameters of its own, to which only autograd knows the way."""
-    return torch.is_grad_enabled() and activate(x_TD.new_zeros(1, width)).requires_grad
+    return torch.is_grad_enabled() and activate(up_END.new_zeros(1, up_END.shape[1])).requires_grad
 
 
 class _Order(NamedTuple):
@@ -204,13 +205,14 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
-        token_S, pair_S, back_TK, x_TD, weights_TK, *experts, out_SD = ctx.saved_tensors[:10]
+        saved = ctx.saved_tensors  # read once: gradient checkpointing gives them out once
+        token_S, pair_S, back_TK, x_TD, weights_TK, *experts, out_SD = saved[:10]
         grads = _Gradients(*map(_empty, experts, ctx.needs_input_grad[5:]))
         dx_SD = _empty(out_SD, ctx.needs_input_grad[3])
         dweights_S = _empty(weights_TK.flatten(), ctx.needs_input_grad[4])
         weights_S1 = weights_TK.reshape(-1, 1).index_select(0, pair_S)
         up_END, down_EDf = experts[:2]
-        for (rows, spans), h_SN in zip(ctx.blocks, ctx.saved_tensors[10:], strict=True):
+        for (rows, spans), h_SN in zip(ctx.blocks, saved[10:], strict=True):
             dout_SD = dy_TD.index_select(0, token_S[rows])
             if dweights_S is not None:
                 torch.sum(dout_SD * out_SD[rows], -1, dtype=weights_TK.dtype, out=dweights_S[rows])
@@ -264,25 +266,25 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_SC: Tensor) -> tuple[Tensor, None, None]:
         (back_NK,) = ctx.saved_tensors
-        return grad_SC.index_select(0, back_NK.flatten()).view(*back_NK.shape, -1).sum(1), None, None
+        return grad_SC.index_select(0, back_NK.flatten()).unflatten(0, back_NK.shape).sum(1), None, None
 
 
 def _stepwise(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: _Experts, activate: Activation) -> Tensor:
-    """Compute all pairs step by step under autograd: for `grouped_mm`, compilers, and activations that are trained."""
+    """Compute all pairs step by step under autograd: for `grouped_mm`, for compilers, for trained activations."""
     token_S, pair_S, back_TK = _order(ids_TK)
     id_S = ids_TK.flatten().index_select(0, pair_S)
     x_SD = _Take.apply(x_TD, token_S, back_TK)  # type: ignore[no-untyped-call]
     inner_Sf = activate(_linear(x_SD, id_S, experts.up_END, experts.up_bias_EN))
     out_SD = _linear(inner_Sf, id_S, experts.down_EDf, experts.down_bias_ED)
     out_SD = _Take.apply(out_SD, back_TK.flatten(), pair_S[:, None])  # type: ignore[no-untyped-call]
-    y_TD: Tensor = (out_SD.view(*ids_TK.shape, -1) * weights_TK[..., None]).sum(1)
+    y_TD: Tensor = (out_SD.unflatten(0, ids_TK.shape) * weights_TK[..., None]).sum(1)
     return y_TD
 
 
 def _linear(x_SM: Tensor, id_S: Tensor, weight_ENM: Tensor, bias_EN: Tensor | None) -> Tensor:
     """Return each row times the weight of its expert, plus its bias; rows come sorted by expert."""
     ends_E = torch.searchsorted(id_S, torch.arange(len(weight_ENM), device=id_S.device), right=True, out_int32=True)
-    if _can_group(x_SM, weight_ENM, weight_ENM):
+    if _can_group(weight_ENM):
         y_SN = functional.grouped_mm(x_SM, weight_ENM.mT, offs=ends_E)
     else:
         parts = x_SM.tensor_split(ends_E[:-1].long().cpu())
