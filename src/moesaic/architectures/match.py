@@ -86,6 +86,14 @@ def has_stock_class(config: Mapping[str, Any]) -> bool:
     return counts or model_type in {*records(DenseFamily), *records(SparseTarget), *ALREADY_SPARSE}
 
 
+def stock_classes(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the model types of the sparse classes that were made for the model's kind, the preferred one first."""
+    wrapper = records(Wrapper).get(str(config.get("model_type")))
+    text = config.get(wrapper.text_key) if wrapper else config
+    family = records(DenseFamily).get(str(text.get("model_type"))) if isinstance(text, Mapping) else None
+    return family.targets if family else ()
+
+
 def _text_config(config: Mapping[str, Any]) -> tuple[Wrapper | None, Mapping[str, Any], str]:
     wrapper = records(Wrapper).get(str(config.get("model_type")))
     if wrapper is None:

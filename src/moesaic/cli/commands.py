@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moesaic.cli import show
-from moesaic.cli.options import CertifyOptions, DemoOptions, PlanOptions, UpcycleOptions, parse
+from moesaic.cli.options import ArchitecturesOptions, CertifyOptions, DemoOptions, PlanOptions, UpcycleOptions, parse
 from moesaic.cli.parsing import parsed
 from moesaic.convert import Options
 from moesaic.method import Method, registry
@@ -20,10 +20,19 @@ def plan(args: list[str]) -> None:
 
 
 def _plan(source: str, options: Options, tokens: float | None, dense_tokens: float | None, as_json: bool) -> None:
-    from moesaic.estimate import advice, disk_rate, estimate  # noqa: PLC0415
+    from moesaic.convert import Spliced  # noqa: PLC0415
+    from moesaic.estimate import advice, disk_rate, estimate, estimate_spliced  # noqa: PLC0415
     from moesaic.planning import planned  # noqa: PLC0415
 
     conversion = planned(source, options, say=show.say)
+    if isinstance(conversion, Spliced):
+        made = estimate_spliced(conversion)
+        if as_json:
+            _print_json(made.to_json())
+            return
+        for title, rows in made.tables():
+            show.table(title, rows)
+        return
     figures = estimate(conversion, disk_rate())
     hints = advice(conversion, tokens, dense_tokens)
     if as_json:
@@ -113,8 +122,11 @@ def methods(args: list[str]) -> None:
 
 
 def architectures(args: list[str]) -> None:
-    """List dense families, their sparse targets, and composites."""
-    parsed(_NoOptions, "architectures", args)
+    """List dense families, their sparse targets, and composites; or the FFNs of one model."""
+    options = parsed(ArchitecturesOptions, "architectures", args)
+    if options.of:
+        _ffns(options.of, options.json)
+        return
     from moesaic.architectures import DenseFamily, SparseTarget, Wrapper, records  # noqa: PLC0415
 
     families = records(DenseFamily).values()
@@ -123,6 +135,21 @@ def architectures(args: list[str]) -> None:
     show.table("Sparse targets", targets, ("target", "class", "transformers", "expresses"))
     wrappers = [(w.model_type, w.class_name) for w in records(Wrapper).values()]
     show.table("Composites whose text part is upcycled", wrappers, ("model", "class"))
+
+
+def _ffns(source: str, as_json: bool) -> None:
+    """Show where the FFNs of a model are, what they compute, and what was looked at and refused."""
+    from moesaic.planning import ffns  # noqa: PLC0415
+
+    found = ffns(source, say=show.say)
+    if as_json:
+        _print_json({"stock": found.stock, "sites": [site.to_json() for site in found.sites], "refused": found.refused})
+        return
+    header = ("under", "FFNs", "layout", "activation", "hidden -> width", "biases")
+    show.table(f"FFNs of {found.class_name}", found.rows(), header)
+    if found.refused:
+        show.table("Looked at and refused", list(found.refused.items()), ("module", "why"))
+    show.OUT.print(found.verdict)
 
 
 def sources(args: list[str]) -> None:

@@ -39,8 +39,11 @@ class Sparsity:
     """No shared expert."""
     layers: str = "all"
     """Which layers become MoE: all, every:N, first:N, last:N, or a list such as 3,7,11."""
+    tower: Optional[str] = None
+    """Only FFNs whose path has this word become MoE (vision, decoder, ...); splices into the model's own class."""
     target: Optional[str] = None
-    """Model type of the sparse class; the preferred one that expresses the model exactly if left out."""
+    """Model type of the sparse class, or `splice` for the model's own class with MoE layers in it; if left out, the
+    preferred class that expresses the model exactly, or splice for kinds of models that have none."""
     runtime: Annotated[Runtime, tyro.conf.arg(name="for")] = "transformers"
     """What shall serve the model; targets that would be wrong or not load there are refused."""
     dtype: Optional[Literal["float32", "float16", "bfloat16"]] = None
@@ -57,7 +60,7 @@ class Sparsity:
         shared = True if self.shared_expert else False if self.no_shared_expert else None
         spec = MoESpec(self.num_experts, self.top_k, self.expert_size, shared, layers=Layers(self.layers))
         dtype = DTYPES[self.dtype] if self.dtype else None
-        return Options(spec, experts, router, self.target, self.runtime, dtype, self.untie, self.seed)
+        return Options(spec, experts, router, self.target, self.runtime, dtype, self.untie, self.seed, self.tower)
 
 
 @dataclass(frozen=True)
@@ -108,20 +111,30 @@ class UpcycleOptions(Sparsity):
 
 @dataclass(frozen=True)
 class CertifyOptions:
-    """Compare a dense model with the MoE made from it, on text."""
+    """Compare a dense model with the MoE made from it, on what they read."""
 
     dense: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DENSE")] = tyro.MISSING
     """The dense model: folder, hub id, GGUF file or name."""
     moe: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="MOE")] = tyro.MISSING
     """The folder that moesaic made from it."""
     data: Optional[Path] = None
-    """A text file; built-in passages if left out."""
+    """A text file; for a spliced model a file or folder of what it reads. Built-in passages if left out."""
     max_tokens: int = 1024
     """Tokens compared in all."""
     layer_by_layer: tyro.conf.FlagCreatePairsOff[bool] = False
     """Hold one layer in memory at a time; done without asking where both models do not fit."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of tables."""
+
+
+@dataclass(frozen=True)
+class ArchitecturesOptions:
+    """List dense families, their sparse targets, and composites; with --of, the FFNs of one model."""
+
+    of: Optional[str] = None
+    """A model folder, a config.json alone, a hub id, a GGUF file, or a name of `moesaic sources`."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --of, print JSON instead of tables."""
 
 
 @dataclass(frozen=True)

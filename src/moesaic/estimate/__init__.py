@@ -10,6 +10,7 @@ from moesaic.convert import Conversion, Writing
 from moesaic.estimate.advice import Advice, advice
 from moesaic.estimate.disk import disk_rate
 from moesaic.estimate.model import Becomes, Flops, Parameters, Training, becomes, flops, parameters, training
+from moesaic.estimate.spliced import SplicedEstimate, estimate_spliced
 from moesaic.estimate.tables import Table, tables
 from moesaic.estimate.work import Memory, Seconds, Tensors, memory, seconds, tensors
 
@@ -62,4 +63,4 @@ def estimate(
     )
 
 
-__all__ = ["Advice", "Estimate", "advice", "disk_rate", "estimate"]
+__all__ = ["Advice", "Estimate", "SplicedEstimate", "advice", "disk_rate", "estimate", "estimate_spliced"]

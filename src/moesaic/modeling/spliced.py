@@ -146,7 +146,7 @@ class MoELayer(nn.Module):
         """Return the layer's output [..., D] for the FFN's input x [..., D]."""
         x_TD = x.reshape(-1, x.shape[-1])
         ids_TK, weights_TK = self.route(self.router(x_TD))
-        y_TD = self.experts(x_TD, ids_TK, weights_TK)
+        y_TD: torch.Tensor = self.experts(x_TD, ids_TK, weights_TK)
         if self.shared_expert is not None:
             y_TD = y_TD + self.shared_expert(x_TD)
         return y_TD.reshape(x.shape)
