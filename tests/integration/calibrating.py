@@ -13,30 +13,13 @@ import tokenizers
 import torch
 import transformers
 
+from moesaic.calibration import Calibration, Origin, calibrate, open_data, open_readers, plan_batches
 from moesaic.sites import Site
 from moesaic.stats import Batch, Statistic, View
 from moesaic.stats.base import Sums
 
 VOCAB = 97
-WORDS = [
-    "the",
-    "a",
-    "of",
-    "fox",
-    "dog",
-    "hen",
-    "sun",
-    "sea",
-    "red",
-    "big",
-    "runs",
-    "sees",
-    "eats",
-    "under",
-    "over",
-    "and",
-    "then",
-]
+WORDS = ("the", "a", "of", "fox", "dog", "hen", "sun", "sea", "red", "big", "runs", "sees", "eats", "and", "then")
 
 
 def text(words: int, seed: int) -> str:
@@ -208,3 +191,35 @@ MODELS: Mapping[str, Callable[[Path], Path]] = {
     "whisper": whisper,
     "t5": t5,
 }
+
+
+def picture(seed: int) -> Any:
+    return np.random.default_rng(seed).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+
+
+def recording(seconds: float) -> dict[str, Any]:
+    wave = np.sin(np.arange(int(16000 * seconds)) / 9).astype(np.float32)
+    return {"array": wave, "sampling_rate": 16000}
+
+
+def data_for(name: str) -> list[Any]:
+    """Return a few items that a pico model can read, some of them labelled."""
+    if name == "vit":
+        return [{"image": picture(seed), "label": "ab"[seed % 2]} for seed in range(7)]
+    if name == "clip":
+        return [*texts(5), *({"image": picture(seed), "text": text(4, seed)} for seed in range(7))]
+    if name == "whisper":
+        return [{"audio": recording(seconds), "text": text(4, 0)} for seconds in (0.3, 0.7, 1.0, 2.5)]
+    return [{"text": one, "label": "abc"[place % 3]} for place, one in enumerate(texts())]
+
+
+def calibration(
+    folder: Path, name: str, data: Any = None, *, batch_tokens: int = 100, seed: int = 0, **options: Any
+) -> Calibration:
+    """Return what `Everything` saw of a pico model's FFNs, with a pilot and without."""
+    model, found = load(folder), sites(folder)
+    readers = open_readers(folder, model)
+    items = open_data(data_for(name) if data is None else data, readers)
+    batches = plan_batches(items, readers, batch_tokens=batch_tokens, seed=seed)
+    statistics = {number: [Everything(), Everything(pilot=60)] for number in found}
+    return calibrate(model, found, statistics, batches, labels=items.labels, origin=Origin(seed=seed), **options)

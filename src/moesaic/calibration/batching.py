@@ -54,7 +54,7 @@ def plan_batches(
         CalibrationError: where the data hold nothing.
     """
     log = hashlib.sha256(data.name.encode())
-    number = tokens = items = 0
+    number = tokens = 0
     for items, group in _groups(data, readers, seed, batch_tokens, log):
         real = sum(example.tokens for example in group)
         yield Planned(number, readers[group[0].kind], tuple(group), real, items, log.hexdigest())
@@ -63,8 +63,8 @@ def plan_batches(
             return
     if not number:
         raise CalibrationError(
-            f"{data.name}: the data must hold {' or '.join(sorted(readers))} for the model to read. Got none in "
-            f"{items} items. Pass other data."
+            f"{data.name}: the data must hold {' or '.join(sorted(readers))} for the model to read. Got none. "
+            "Pass other data."
         )
 
 

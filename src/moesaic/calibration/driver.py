@@ -10,7 +10,7 @@ from moesaic.calibration.batching import Planned
 from moesaic.calibration.counting import Counting
 from moesaic.calibration.keeping import Keeping, State, begin, keep
 from moesaic.calibration.passes import Passes
-from moesaic.calibration.ranks import Ranks, joined
+from moesaic.calibration.ranks import Ranks, join
 from moesaic.calibration.record import UNKNOWN, Counted, Origin, Record
 from moesaic.calibration.result import Calibration
 from moesaic.calibration.watch import Watch
@@ -36,6 +36,7 @@ def calibrate(
     origin: Origin = UNKNOWN,
     autocast: torch.dtype | None = None,
     keeping: Keeping | None = None,
+    whole: bool = True,
     progress: Progress = lambda *_: None,
 ) -> Calibration:
     """Return statistics of FFNs over all batches; under `torchrun` every process returns those of all.
@@ -48,7 +49,7 @@ def calibrate(
         batches: from `plan_batches`; every process goes through all of them and runs its share.
         labels: names of the data's labels, by index. origin: for the record; its seed is that of the statistics.
         autocast: dtype of matrix products; None: that of the weights. keeping: where to keep sums on the way.
-        progress: told of each batch.
+        whole: every tower must see data; else those that see none are left out. progress: told of each batch.
 
     Raises:
         CalibrationError: where the model does not run on the data, an FFN sees none of them, or a statistic can't be
@@ -56,19 +57,19 @@ def calibrate(
     """
     if not any(statistics.get(number) for number in sites):
         raise CalibrationError("calibration: a statistic must be asked for. Got none. These methods need no data.")
-    with joined() as ranks:
-        place = next(model.parameters()).device
-        counting = {
-            number: Counting.begin(site, list(dict.fromkeys(statistics[number])), len(labels), origin.seed, place)
-            for number, site in sites.items()
-            if statistics.get(number)
-        }
-        record = Record(origin, labels, tuple(_counted(counting)), 0, "")
-        run = _Run(model, counting, ranks, autocast)
-        done = run.through(batches, record, keeping, progress)
-        _refuse_unseen(counting, ranks)
-        for one in counting.values():
-            one.merge(ranks)
+    ranks = join()
+    place = next(model.parameters()).device
+    counting = {
+        number: Counting.begin(site, list(dict.fromkeys(statistics[number])), len(labels), origin.seed, place)
+        for number, site in sites.items()
+        if statistics.get(number)
+    }
+    record = Record(origin, labels, tuple(_counted(counting)), 0, "")
+    run = _Run(model, counting, ranks, autocast)
+    done = run.through(batches, record, keeping, progress)
+    counting = _seeing(counting, ranks, whole)
+    for one in counting.values():
+        one.merge(ranks)
     tensors = {f"{number}/{name}": tensor for number, one in counting.items() for name, tensor in one.tensors()}
     return Calibration(replace(done, counted=tuple(_counted(counting))), tensors, origin.data)
 
@@ -151,14 +152,18 @@ def _changed() -> CalibrationError:
     )
 
 
-def _refuse_unseen(counting: Mapping[int, Counting], ranks: Ranks) -> None:
+def _seeing(counting: dict[int, Counting], ranks: Ranks, whole: bool) -> dict[int, Counting]:
+    """Return the FFNs that saw data; of a tower that saw any, all must."""
     tokens = [sum(each) for each in zip(*ranks.each([one.tokens for one in counting.values()]), strict=True)]
-    blind = [one.site.last for one, total in zip(counting.values(), tokens, strict=True) if not total]
-    if blind:
+    seeing = {number: one for (number, one), total in zip(counting.items(), tokens, strict=True) if total}
+    towers = {one.site.tower for one in seeing.values()}
+    blind = [one.site for number, one in counting.items() if number not in seeing]
+    if blind and (whole or not seeing or any(site.tower in towers for site in blind)):
         raise CalibrationError(
             "calibration: every chosen FFN must see data. These saw none, as the model does not run them on such data "
-            f"(choose by --tower and --layers):\n{listing(blind)}"
+            f"(choose by --tower and --layers):\n{listing(site.last for site in blind)}"
         )
+    return seeing
 
 
 def _counted(counting: Mapping[int, Counting]) -> Iterator[Counted]:

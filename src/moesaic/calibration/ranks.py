@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -67,21 +66,19 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-@contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the process group that the environment (`torchrun`) or the caller set up, for the length of the block."""
+def join() -> Ranks:
+    """Return the process group that the caller set up, or join the one that `torchrun` names in the environment.
+
+    A group that was joined stays until the process ends: its name can't be joined twice.
+    """
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized():
-        yield Ranks(distributed.get_rank(), distributed.get_world_size())
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device())
-    # Objects travel between CPUs, sums where they are.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-    try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size())
-    finally:
-        distributed.destroy_process_group()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(device())
+        # Objects travel between CPUs, sums where they are.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=PATIENCE)
+        atexit.register(distributed.destroy_process_group)
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return Ranks()
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
