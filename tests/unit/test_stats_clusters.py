@@ -9,8 +9,10 @@ from torch.testing import assert_close
 
 from moesaic.errors import CalibrationError
 from moesaic.seeds import Stream
+from moesaic.stats import Batch, measure
 from moesaic.stats import spherical_kmeans as spherical
 from moesaic.stats.balanced_kmeans import balanced_kmeans, exchange
+from moesaic.stats.clusters import Clusters
 from moesaic.stats.spherical_kmeans import spherical_kmeans
 from moesaic.stats.spread import spread
 
@@ -146,3 +148,81 @@ def test_equal_points_are_dealt_out_all_the_same() -> None:
 def test_clusters_must_divide_the_points() -> None:
     with pytest.raises(ValueError, match=r"balanced_kmeans: clusters must divide the 10 points\. Got 4\."):
         balanced_kmeans(torch.randn(10, 2), 4, Stream(0))
+
+
+def clusters_of(x_TD: torch.Tensor, *, count: int = 4, fewest: int = 1) -> dict[str, torch.Tensor]:
+    statistic = Clusters(count=count, fewest=fewest)
+    return dict(measure([statistic], [Batch.of(part) for part in x_TD.split(700)], width=8)[statistic])
+
+
+@pytest.mark.parametrize("hidden", [16, 300])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_moments_are_those_of_each_clusters_tokens(hidden: int, dtype: torch.dtype) -> None:
+    """Hidden sizes below and above a tile, none a multiple of it."""
+    x_TD = planted(2000, hidden, 4, noise=0.3)[0].to(dtype)
+    result = clusters_of(x_TD)
+    wide_TD = x_TD.double()
+    near_T = (wide_TD @ result["centroids_ED"].double().T).argmax(1)
+    members = [wide_TD[near_T == i] for i in range(4)]
+    assert result["count_E"].tolist() == [len(x) for x in members]
+    moments_EDD = torch.stack([x.T @ x / len(x) for x in members])
+    assert_close(result["moments_EDD"].double(), moments_EDD, rtol=1e-5, atol=1e-5)  # products in float32, |x| to 20
+    norm_E = torch.stack([x.norm(dim=1).mean() for x in members])
+    assert_close(result["norm_E"], norm_E, rtol=1e-6, atol=0)  # float32 norms
+    unit_ED = result["centroids_ED"].double()
+    cosine_E = torch.stack([(normalize(x) @ unit_ED[i]).mean() for i, x in enumerate(members)])
+    assert_close(result["cosine_E"], cosine_E, rtol=1e-6, atol=0)  # float32 cosines
+    assert torch.equal(result["moments_EDD"], result["moments_EDD"].mT)
+
+
+def test_centroids_see_the_first_tokens_alone_however_they_are_batched() -> None:
+    x_TD, _ = planted(2000, 16, 4)
+    statistic = Clusters(count=4, sample=500)
+    ways = [[Batch.of(part) for part in x_TD.split(size)] for size in (500, 300, 2000)]
+    first, *others = (measure([statistic], batches, width=8)[statistic]["centroids_ED"] for batches in ways)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_zero_tokens_add_nothing() -> None:
+    x_TD, _ = planted(1000, 16, 4)
+    plain, padded = clusters_of(x_TD), clusters_of(torch.cat([x_TD, torch.zeros(100, 16)]))
+    total = [(r["moments_EDD"] * r["count_E"][:, None, None]).sum(0) for r in (plain, padded)]
+    assert_close(total[0], total[1], rtol=1e-4, atol=1e-3)  # float32, sums of 1000 tokens of norm up to 10
+    assert padded["cosine_E"].isfinite().all()
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 127])
+def test_too_few_tokens_for_the_clusters_say_how_many_more(tokens: int) -> None:
+    statistic = Clusters()
+    words = rf"^clusters: the data must have at least 128 tokens, 16 for each of 8 clusters\. Got {tokens}\. Give at "
+    with pytest.raises(CalibrationError, match=rf"{words}least {128 - tokens} more\.$"):
+        measure([statistic], [Batch.of(torch.randn(tokens, 8))], width=8)
+
+
+def test_a_cluster_of_too_few_tokens_is_named() -> None:
+    x_TD = torch.cat([planted(600, 8, 3)[0], -torch.ones(6, 8)])
+    with pytest.raises(
+        CalibrationError, match=r"at least 16 tokens\. Got \d+ of 606 in cluster \d\. Give about \d+ more"
+    ):
+        clusters_of(x_TD, count=4, fewest=16)
+
+
+@pytest.mark.parametrize("x_TD", [torch.zeros(200, 8), torch.ones(200, 8)])
+def test_silent_and_constant_inputs_are_refused(x_TD: torch.Tensor) -> None:
+    with pytest.raises(CalibrationError, match="must point in at least 4 directions"):
+        clusters_of(x_TD)
+
+
+def test_infinite_inputs_after_the_pilot_are_refused() -> None:
+    x_TD, _ = planted(1000, 8, 4)
+    x_TD[900, 3] = torch.inf
+    statistic = Clusters(count=4, sample=500)
+    with pytest.raises(CalibrationError, match="clusters: every token must be finite"):
+        measure([statistic], [Batch.of(x_TD[:500]), Batch.of(x_TD[500:])], width=8)
+
+
+def test_the_shortfall_counts_up_to_fifty_tokens_a_dimension() -> None:
+    result = clusters_of(planted(1000, 8, 4)[0])
+    assert result["count_E"].tolist() == [250] * 4
+    assert Clusters.shortfall(result) == 150
+    assert Clusters.shortfall(clusters_of(planted(1600, 8, 4)[0])) == 0
