@@ -33,7 +33,7 @@ ROUNDING = {"rtol": 0.0, "atol": 1e-10}
 SPLITS = [
     ActivationSplit(),
     ActivationSplit(clusters="inputs"),
-    ActivationSplit(shared_experts=8, scale="chosen"),
+    ActivationSplit(shared_experts=8, scale="average"),
     GradientSplit(),
     GradientSplit(importance_of="data", dealing="labels"),
 ]
@@ -181,7 +181,7 @@ def test_a_chosen_expert_has_the_weight_that_its_scale_says(scale: str, weight: 
 
 
 def test_the_average_over_the_choice_of_experts_is_the_dense_output(make_ffn: Callable[..., FFN]) -> None:
-    dense, init = make_ffn(biased=True), ActivationSplit()
+    dense, init = make_ffn(biased=True), ActivationSplit(scale="average")
     layer = layer_of(init)
     given = dense, layer, STREAM, seen_of(init, dense, layer)
     parts, x = list(init.experts(*given)), inputs(1)

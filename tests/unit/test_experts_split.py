@@ -56,6 +56,15 @@ def test_uniform_gates_give_the_dense_output_on_average_over_the_choice_of_exper
     assert_close(torch.stack(chosen).mean(0), dense(x, gelu), **ROUNDING)
 
 
+def test_a_chosen_expert_may_weigh_what_it_weighs_in_the_whole(make_ffn: Callable[..., FFN]) -> None:
+    dense, layer = make_ffn(), LayerSpec(4, 2, 12, 24, 6)
+    init = Partition(scale="chosen")
+    parts = list(init.experts(dense, layer, Stream(0)))
+    y = moe(X, torch.zeros(4, 12, dtype=torch.float64), parts, gelu, top_k=2, shares=init.shares(layer))
+    pairs = torch.stack([a(X, gelu) + b(X, gelu) for a, b in combinations(parts, 2)])
+    assert_close((pairs - y).abs().amax((1, 2)).amin(), torch.zeros((), dtype=torch.float64), **ROUNDING)
+
+
 def test_gates_that_are_not_renormalised_give_the_dense_output_on_average_too(make_ffn: Callable[..., FFN]) -> None:
     dense, layer = make_ffn(biased=True), LayerSpec(4, 2, 12, 24, 6, normalize_gates=False)
     init = Partition()

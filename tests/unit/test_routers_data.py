@@ -168,7 +168,7 @@ def test_coactivation_points_to_the_inputs_that_excite_an_expert() -> None:
     neurons_Ef = torch.randperm(WIDTH, generator=torch.Generator().manual_seed(0)).reshape(EXPERTS, -1)
     mean_FD = (batch.neurons_TF.T @ batch.input_TD) / batch.neurons_TF.sum(0)[:, None]
     zero = torch.stack([mean_FD[neurons].mean(0) for neurons in neurons_Ef])
-    assert_close(rows(Coactivation(origin="zero"), batch, neurons_Ef=neurons_Ef), unit(zero), **SUMMED)
+    assert_close(rows(Coactivation(origin="zero", scale=1.0), batch, neurons_Ef=neurons_Ef), unit(zero), **SUMMED)
     found = rows(Coactivation(scale=2.0), batch, neurons_Ef=neurons_Ef)
     assert_close(found, 2 * unit(zero - batch.input_TD.mean(0)), **SUMMED)
 

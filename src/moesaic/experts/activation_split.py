@@ -33,9 +33,10 @@ class ActivationSplit(SharedSplit):
     Args:
         shared_experts: S, width of the shared expert in routed experts, 0 to 1024; a routed one has F / (E + S)
             neurons. 0 takes the smallest S up to E that divides.
-        scale: weight of a chosen expert under equal gates: `average`, E/K, is the dense output on average over the
-            choice of experts; `chosen`, 1, is right where the router finds the active ones.
-        clusters: cluster by `weights`, the gate rows (up in a plain block), or `inputs`, what neurons are active on.
+        scale: weight of a chosen expert under equal gates: `chosen`, 1, leaves out what isn't chosen; `average`, E/K,
+            is the dense output on average over the choice of experts, and farther from it token by token.
+        clusters: cluster by `weights`, the gate rows (up in a plain block), or `inputs`, what neurons are active on:
+            nearer to the dense model under the `coactivation` router, which needs that statistic anyway.
         fraction: share of the neurons that count as active in a token, 1e-4 to 1.
 
     >>> ActivationSplit().expert_size(1536, 8), ActivationSplit().shared_size(1536, 8)

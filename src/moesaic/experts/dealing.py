@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from moesaic.experts.draws import wide
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
 from moesaic.stats.balanced_kmeans import balanced_kmeans, exchange
+
+Scale = Literal["average", "chosen"]
+"""What disjoint experts weigh when some are chosen: as much as all together, or each as much as in the whole."""
 
 
 def clustered(points_ND: torch.Tensor, experts: int, stream: Stream) -> torch.Tensor:
@@ -41,9 +46,10 @@ def excited_by(dense: FFN) -> torch.Tensor:
     return wide(dense.up if dense.gate is None else dense.gate)
 
 
-def average_weight(layer: LayerSpec) -> float:
-    """Return the share under which disjoint experts, E/K times each chosen one, give their whole sum on average.
+def routed_share(layer: LayerSpec, scale: Scale) -> float:
+    """Return the share under which each chosen expert weighs, under equal gates, E/K (`average`) or 1 (`chosen`).
 
-    A chosen expert's gate is 1/K where gates are renormalised and 1/E where they aren't, when all logits are equal.
+    With all logits equal, a chosen expert's gate is 1/K where gates are renormalised and 1/E where they aren't.
     """
-    return float(layer.num_experts if layer.normalize_gates else layer.num_experts**2 / layer.top_k)
+    weight = layer.num_experts / layer.top_k if scale == "average" else 1.0
+    return weight * (layer.top_k if layer.normalize_gates else layer.num_experts)

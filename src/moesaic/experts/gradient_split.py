@@ -33,8 +33,8 @@ class GradientSplit(SharedSplit):
     Args:
         shared_experts: S, width of the shared expert in routed experts, 0 to 1024; a routed one has F / (E + S)
             neurons. 0 takes the smallest S up to E that divides.
-        scale: weight of a chosen expert under equal gates: `average`, E/K, is the dense output on average over the
-            choice of experts; `chosen`, 1, is right where the router finds the important ones.
+        scale: weight of a chosen expert under equal gates: `chosen`, 1, leaves out what isn't chosen; `average`, E/K,
+            is the dense output on average over the choice of experts, and farther from it token by token.
         importance_of: `tokens` sums |h dL/dh| over tokens; `data` lets opposite effects cancel.
         dealing: `weights` clusters the gate rows (up in a plain block); `labels` deals by importance to each label.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesaic.experts.base import ExpertInit
-from moesaic.experts.dealing import average_weight, clustered, excited_by
+from moesaic.experts.dealing import Scale, clustered, excited_by, routed_share
 from moesaic.experts.draws import wide
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
@@ -21,23 +21,26 @@ class Partition(ExpertInit):
     """Makes experts of F/E neurons each by dealing out the neurons of the dense FFN; all experts sum to the dense FFN.
 
     The MoE has no more parameters than the dense model and K/E of its FFN compute: a way to a cheaper model, not to
-    a larger one. The routed sum is scaled by E, so that uniform gates 1/K make it the dense output on average over the
-    choice of experts, and exactly it with top_k = num_experts. `virtual_group` is the choice that keeps the function.
+    a larger one. Exact with all experts on and equal gates. `activation_split` keeps busy neurons always on and starts
+    much nearer to the dense model; `virtual_group` is the choice that keeps the function.
 
     Reference: Zhu et al. 2024, LLaMA-MoE, arXiv 2406.16554 (independent experts); Zhang et al. 2022, MoEfication,
     arXiv 2110.01786 (balanced k-means).
-    Deviates: the output is scaled by E under the gates rather than by E/K without them; each expert carries 1/E of the
-    output bias.
+    Deviates: the paper scales the output by E/K beside its gates; here the scale is what equal gates lack of it. Each
+    expert carries 1/E of the output bias.
 
     Args:
         split: `contiguous` deals out neighbours, `random` a random order; `balanced_kmeans` keeps together what is
             active together: clusters of equal size of the directions of gate rows (up rows in a plain block).
+        scale: weight of a chosen expert under equal gates: `average`, E/K, is the dense output on average over the
+            choice of experts; `chosen`, 1, leaves out what isn't chosen, and is nearer to it token by token.
 
     >>> Partition().expert_size(4096, 8)
     512
     """
 
     split: Literal["contiguous", "random", "balanced_kmeans"] = "contiguous"
+    scale: Scale = "average"
 
     def expert_size(self, width: int, num_experts: int) -> int:
         return width // num_experts
@@ -53,7 +56,7 @@ class Partition(ExpertInit):
 
     def shares(self, layer: LayerSpec) -> tuple[float, float]:
         shared, routed = super().shares(layer)
-        return shared, routed * average_weight(layer)
+        return shared, routed * routed_share(layer, self.scale)
 
     def neurons(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> torch.Tensor:
         if self.split == "balanced_kmeans":

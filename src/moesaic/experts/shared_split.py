@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from moesaic.experts.base import ExpertInit
-from moesaic.experts.dealing import average_weight
+from moesaic.experts.dealing import Scale, routed_share
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
 from moesaic.method import number
@@ -28,7 +27,7 @@ class SharedSplit(ExpertInit, ABC):
     """
 
     shared_experts: int = number(0, low=0, high=1024)
-    scale: Literal["average", "chosen"] = "average"
+    scale: Scale = "chosen"
 
     def needs_shared(self) -> bool:
         return True
@@ -60,8 +59,7 @@ class SharedSplit(ExpertInit, ABC):
         return found
 
     def shares(self, layer: LayerSpec) -> tuple[float, float]:
-        average = average_weight(layer)
-        return 1.0, average if self.scale == "average" else average * layer.top_k / layer.num_experts
+        return 1.0, routed_share(layer, self.scale)
 
     def neurons(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> torch.Tensor:
         _, rest_N = self._ranked(layer, seen)

@@ -30,7 +30,8 @@ class Coactivation(RouterInit):
 
     Args:
         origin: `mean` takes off the mean input, `zero` doesn't.
-        scale: length of every row, an inverse temperature, 1e-6 to 1e6.
+        scale: length of every row, an inverse temperature, 1e-6 to 1e6. Small by default: pieces of an FFN are to be
+            chosen, and then to weigh alike.
 
     Raises:
         CalibrationError: where the expert init does not say which neurons each expert holds.
@@ -40,7 +41,7 @@ class Coactivation(RouterInit):
     """
 
     origin: Literal["mean", "zero"] = "mean"
-    scale: float = number(1.0, low=1e-6, high=1e6)
+    scale: float = number(0.1, low=1e-6, high=1e6)
 
     def statistics(self, layer: LayerSpec) -> tuple[Statistic, ...]:
         return (NeuronInput(),)
