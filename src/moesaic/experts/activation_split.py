@@ -57,6 +57,11 @@ class ActivationSplit(SharedSplit):
 
     def deal(self, dense: FFN, rest_N: torch.Tensor, layer: LayerSpec, stream: Stream, seen: Seen) -> torch.Tensor:
         if self.clusters == "weights":
-            return clustered(excited_by(dense)[rest_N], layer.num_experts, stream)
+            return clustered(excited_by(dense, rest_N), layer.num_experts, stream)
         found = seen[NeuronInput()]
-        return clustered(found["mean_FD"][rest_N] - found["mean_D"], layer.num_experts, stream)
+        return clustered((found["mean_FD"] - found["mean_D"])[rest_N], layer.num_experts, stream)
+
+    def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
+        """As for weights, or the mean inputs in float64: of all neurons, of the dealt ones, and their directions."""
+        points = 3 * 8 * layer.width * layer.hidden if self.clusters == "inputs" else 0
+        return max(points, super().working_bytes(layer, item_bytes))

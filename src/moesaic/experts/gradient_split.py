@@ -56,7 +56,7 @@ class GradientSplit(SharedSplit):
 
     def deal(self, dense: FFN, rest_N: torch.Tensor, layer: LayerSpec, stream: Stream, seen: Seen) -> torch.Tensor:
         if self.dealing == "weights":
-            return clustered(excited_by(dense)[rest_N], layer.num_experts, stream)
+            return clustered(excited_by(dense, rest_N), layer.num_experts, stream)
         if len(seen.labels) != layer.num_experts:
             raise CalibrationError(
                 f"gradient_split: the data must have {layer.num_experts} labels, one for each expert. "

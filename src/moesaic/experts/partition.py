@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moesaic.experts.base import ExpertInit
-from moesaic.experts.dealing import Scale, clustered, excited_by, routed_share
+from moesaic.experts.dealing import Scale, clustered, excited_by, operations, routed_share
 from moesaic.experts.draws import wide
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
@@ -58,9 +58,17 @@ class Partition(ExpertInit):
         shared, routed = super().shares(layer)
         return shared, routed * routed_share(layer, self.scale)
 
+    def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
+        """An expert; before the first, the rows that are clustered and their directions."""
+        points = 2 * layer.width * layer.hidden * max(item_bytes, 4) if self.split == "balanced_kmeans" else 0
+        return max(points, super().working_bytes(layer, item_bytes))
+
+    def operations(self, layer: LayerSpec) -> float:
+        return operations(layer.width, layer.hidden, layer.num_experts) if self.split == "balanced_kmeans" else 0.0
+
     def neurons(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> torch.Tensor:
         if self.split == "balanced_kmeans":
-            return clustered(excited_by(dense), layer.num_experts, stream)
+            return clustered(excited_by(dense, torch.arange(dense.width)), layer.num_experts, stream)
         random = self.split == "random"
         order_F = torch.from_numpy(stream.permutation(dense.width)) if random else torch.arange(dense.width)
         return order_F.reshape(layer.num_experts, -1)

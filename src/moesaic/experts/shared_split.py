@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from moesaic.experts.base import ExpertInit
-from moesaic.experts.dealing import Scale, routed_share
+from moesaic.experts.dealing import Scale, operations, routed_share
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
 from moesaic.method import number
@@ -60,6 +60,14 @@ class SharedSplit(ExpertInit, ABC):
 
     def shares(self, layer: LayerSpec) -> tuple[float, float]:
         return 1.0, routed_share(layer, self.scale)
+
+    def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
+        """An expert; before the first, the rows that are clustered and their directions."""
+        points = 2 * layer.num_experts * layer.expert_size * layer.hidden * max(item_bytes, 4)
+        return max(points, super().working_bytes(layer, item_bytes))
+
+    def operations(self, layer: LayerSpec) -> float:
+        return operations(layer.num_experts * layer.expert_size, layer.hidden, layer.num_experts)
 
     def neurons(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> torch.Tensor:
         _, rest_N = self._ranked(layer, seen)
