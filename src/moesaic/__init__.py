@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moesaic.api import Upcycled, upcycle
     from moesaic.certify import Certificate, certify
     from moesaic.convert import Writing
+    from moesaic.modeling.loading import load
     from moesaic.spec import Layers, MoESpec
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "Upcycled": "api",
     "Writing": "convert",
     "certify": "certify",
+    "load": "modeling.loading",
     "upcycle": "api",
 }
 
@@ -36,4 +38,4 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"moesaic.{_HOMES[name]}"), name)
 
 
-__all__ = ["Certificate", "Layers", "MoESpec", "Upcycled", "Writing", "certify", "upcycle"]
+__all__ = ["Certificate", "Layers", "MoESpec", "Upcycled", "Writing", "certify", "load", "upcycle"]

@@ -18,13 +18,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
-def load(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> PreTrainedModel:
-    """Load a model from a folder under the given config; the folder needs no config.json of its own.
+def load(
+    folder: Path | str, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> PreTrainedModel:
+    """Load a model from a folder: a stock class, or one with MoE layers that moesaic spliced in.
+
+    Code in the folder is never run; spliced layers are moesaic's own.
+
+    Args:
+        config: taken instead of the folder's config.json. dtype: of the weights; None: as they are stored.
 
     Raises:
         CertificateError: if any weight is missing, unexpected or of another shape, as nothing may be left to chance.
     """
-    return loaded(*model_class(config), folder, dtype)
+    if config is None:
+        try:
+            config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CertificateError(f"{folder}: a model folder must hold a config.json. Got: {error}.") from None
+    assert config is not None
+    return loaded(*model_class(config), Path(folder), dtype)
 
 
 def model_class(config: Mapping[str, Any]) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
@@ -56,14 +69,18 @@ def loaded(
     cls: type[PreTrainedModel],
     settings: PreTrainedConfig,
     weights: Path | dict[str, torch.Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> PreTrainedModel:
     """Load a class from a folder or from named tensors; every weight must find its place."""
     folder, state = (None, weights) if isinstance(weights, dict) else (weights, None)
     with _loading(cls.__name__), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Initializing zero-element tensors")
         made: Any = cls.from_pretrained(
-            folder, config=settings, state_dict=state, dtype=dtype, output_loading_info=True
+            folder,
+            config=settings,
+            state_dict=state,
+            dtype="auto" if dtype is None else dtype,
+            output_loading_info=True,
         )
     model: PreTrainedModel = made[0]
     # A class may ask for tensors without elements (a shared expert of width 0); none are stored, and none are missed.

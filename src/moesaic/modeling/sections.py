@@ -64,4 +64,6 @@ def auto_map(class_name: str) -> dict[str, str]:
         classes = [cls.__name__ for cls in (taken if isinstance(taken, tuple) else (taken,))]
         if class_name in classes or (name == "AutoModel" and classes):
             found[name] = class_name if class_name in classes else classes[0]
+    if class_name not in found.values():  # a class that no Auto class knows by itself
+        found["AutoModel"] = class_name
     return {name: f"spliced.{PREFIX}{cls}" for name, cls in found.items()}
