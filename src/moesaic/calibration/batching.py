@@ -22,14 +22,14 @@ class Planned:
 
     Args:
         number: from 0, in the order of the data. tokens: real ones; about, where they are not text.
-        items: items gone through for this batch and those before it. digest: sha256 of these, hexadecimal.
+        places: places of the data gone through for this batch and those before it. digest: sha256 of the items there.
     """
 
     number: int
     reader: Reader
     examples: tuple[Example, ...]
     tokens: int
-    items: int
+    places: int
     digest: str
 
     def feed(self) -> Feed:
@@ -55,9 +55,9 @@ def plan_batches(
     """
     log = hashlib.sha256(data.name.encode())
     number = tokens = 0
-    for items, group in _groups(data, readers, seed, batch_tokens, log):
+    for places, group in _groups(data, readers, seed, batch_tokens, log):
         real = sum(example.tokens for example in group)
-        yield Planned(number, readers[group[0].kind], tuple(group), real, items, log.hexdigest())
+        yield Planned(number, readers[group[0].kind], tuple(group), real, places, log.hexdigest())
         number, tokens = number + 1, tokens + real
         if max_tokens is not None and tokens >= max_tokens:
             return
@@ -71,20 +71,21 @@ def plan_batches(
 def _groups(
     data: Data, readers: Mapping[Kind, Reader], seed: int, batch_tokens: int, log: hashlib._Hash
 ) -> Iterator[tuple[int, list[Example]]]:
-    """Yield (items so far, examples that run together)."""
+    """Yield (places read so far, examples that run together)."""
     waiting: dict[Kind, list[Example]] = {kind: [] for kind in readers}
     indices = {label: index for index, label in enumerate(data.labels)}
-    items = 0
-    for items, item in enumerate(data.visit(seed), 1):
-        log.update(item.digest())
-        label = _label(item, indices)
-        for kind, reader in readers.items():
-            waiting[kind] += (replace(example, label=label) for example in reader.examples(item))
-            if sum(example.tokens for example in waiting[kind]) >= SORTED * batch_tokens:
-                yield from ((items, group) for group in grouped(waiting[kind], batch_tokens))
-                waiting[kind] = []
+    places = 0
+    for places, place in enumerate(data.order(seed), 1):
+        for item in data.read(place):
+            log.update(item.digest())
+            label = _label(item, indices)
+            for kind, reader in readers.items():
+                waiting[kind] += (replace(example, label=label) for example in reader.examples(item))
+                if sum(example.tokens for example in waiting[kind]) >= SORTED * batch_tokens:
+                    yield from ((places, group) for group in grouped(waiting[kind], batch_tokens))
+                    waiting[kind] = []
     for examples in waiting.values():
-        yield from ((items, group) for group in grouped(examples, batch_tokens))
+        yield from ((places, group) for group in grouped(examples, batch_tokens))
 
 
 def grouped(examples: list[Example], batch_tokens: int) -> list[list[Example]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Progress = Callable[[str, int, int], None]
-"""Called with ("calibrate", tokens of a batch, items of the data gone through by then)."""
+"""Called with ("calibrate", tokens of a batch, places of the data gone through by then)."""
 
 
 def calibrate(
@@ -119,7 +119,7 @@ class _Run:
                 feed = one.feed()
                 self.watch.begin(feed)
                 self.passes.run(feed)
-            progress("calibrate", one.tokens, one.items)
+            progress("calibrate", one.tokens, one.places)
         self._settle(final=False)
 
     def _settle(self, *, final: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +52,7 @@ def begin(keeping: Keeping | None, record: Record, counting: Mapping[int, Counti
     if not keeping.resume or not file.exists():
         ranks.wait()  # nobody still looks whether it is there
         if ranks.rank == 0:
-            shutil.rmtree(keeping.folder, ignore_errors=True)
+            discard(keeping.folder)
             keeping.folder.mkdir(parents=True)
         ranks.wait()
         return State()
@@ -85,6 +84,21 @@ def keep(keeping: Keeping, state: State, record: Record, counting: Mapping[int, 
     for old in keeping.folder.glob(f"*-{ranks.rank}.safetensors"):
         if old != _sums(keeping, state.rounds, ranks.rank):
             old.unlink()
+
+
+def discard(folder: Path) -> None:
+    """Remove what a run kept; anything else in the folder is left alone, with the folder.
+
+    Raises:
+        CalibrationError: where there is anything else.
+    """
+    if not folder.exists():
+        return
+    for file in (folder / NAME, *folder.glob("*.safetensors"), *folder.glob("*.new")):
+        file.unlink(missing_ok=True)
+    if left := sorted(path.name for path in folder.iterdir()):
+        raise CalibrationError(f"{folder}: it must hold what a calibration kept, and no more. Got {left[0]}. Move it.")
+    folder.rmdir()
 
 
 def _sums(keeping: Keeping, rounds: int, rank: int) -> Path:

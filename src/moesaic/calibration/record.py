@@ -68,31 +68,29 @@ class Record:
     sha256: str
     version: str = __version__
 
-    def to_json(self) -> str:
-        """Return the record as JSON; `parse` is the inverse."""
-        return json.dumps(
-            {
-                "record": VERSION,
-                "moesaic": self.version,
-                "origin": vars(self.origin),
-                "labels": self.labels,
-                "batches": self.batches,
-                "sha256": self.sha256,
-                "sites": [
-                    {
-                        "number": one.number,
-                        "site": one.site.to_json(),
-                        "statistics": one.statistics,
-                        "tokens": one.tokens,
-                    }
-                    for one in self.counted
-                ],
-            }
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary of plain JSON values; `parse` is the inverse of its text."""
+        return {
+            "record": VERSION,
+            "moesaic": self.version,
+            "origin": dict(vars(self.origin)),
+            "labels": list(self.labels),
+            "batches": self.batches,
+            "sha256": self.sha256,
+            "sites": [
+                {
+                    "number": one.number,
+                    "site": one.site.to_json(),
+                    "statistics": one.statistics,
+                    "tokens": one.tokens,
+                }
+                for one in self.counted
+            ],
+        }
 
     @classmethod
     def parse(cls, text: str) -> Record:
-        """Read what `to_json` wrote.
+        """Read the text of what `to_json` returned.
 
         Raises:
             ValueError: naming what is missing or of another type.

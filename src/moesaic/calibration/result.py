@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,12 +56,20 @@ class Calibration:
 
     def save(self, file: Path) -> None:
         """Write one safetensors file; it appears whole or not at all."""
-        write(file, dict(self.tensors), {KEY: self.record.to_json()})
+        write(file, dict(self.tensors), {KEY: json.dumps(self.record.to_json())})
 
     @property
     def sites(self) -> tuple[Site, ...]:
         """The FFNs that were watched."""
         return tuple(one.site for one in self.record.counted)
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """Return (tower, FFNs, tokens that each saw, statistics) for a table."""
+        towers: dict[tuple[str, int, tuple[str, ...]], int] = {}
+        for one in self.record.counted:
+            key = (one.site.tower, one.tokens, tuple(key.partition(" ")[0] for key in one.statistics))
+            towers[key] = towers.get(key, 0) + 1
+        return [(tower, str(n), f"{tokens:,}", ", ".join(names)) for (tower, tokens, names), n in towers.items()]
 
     def seen(self, site: Site | str | int) -> Seen:
         """Return the results of one FFN's statistics, finished.

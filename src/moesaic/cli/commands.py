@@ -8,6 +8,7 @@ from typing import Any
 
 from moesaic.cli import show
 from moesaic.cli.options import ArchitecturesOptions, CertifyOptions, DemoOptions, PlanOptions, UpcycleOptions, parse
+from moesaic.cli.options_calibrate import CalibrateOptions
 from moesaic.cli.parsing import parsed
 from moesaic.convert import Options
 from moesaic.method import Method, registry
@@ -92,6 +93,38 @@ def certify(args: list[str]) -> None:
         _print_json(found.to_json())
     else:
         show.table("Certificate: dense against MoE", found.rows())
+
+
+def calibrate(args: list[str]) -> None:
+    """Run the dense model over data, for methods that ask for it."""
+    options, experts, router = parse("calibrate", CalibrateOptions, args)
+    spec = options.spec()
+    from moesaic.calibrating import Reading, shown  # noqa: PLC0415  # help must not wait for it
+    from moesaic.calibrating import calibrate as run  # noqa: PLC0415
+
+    with show.bars() as bars:
+        found = run(
+            options.source,
+            options.data,
+            experts,
+            router,
+            spec=spec,
+            tower=options.tower,
+            out=options.out,
+            reading=Reading(options.max_tokens, options.batch_tokens, options.window, options.dtype),
+            seed=options.seed,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            say=show.say,
+            progress=bars,
+        )
+    if not shown():
+        return
+    if options.json:
+        _print_json(found.record.to_json())
+        return
+    show.table("FFNs and what they saw", found.rows(), ("tower", "FFNs", "tokens", "statistics"))
+    show.OUT.print(f"Wrote {options.out}: pass it to `moesaic upcycle` as --stats.")
 
 
 def demo(args: list[str]) -> None:

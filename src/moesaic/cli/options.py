@@ -161,7 +161,7 @@ def size(text: str) -> int:
     return number
 
 
-def parse(command: str, options: type[Sparsity], args: list[str]) -> tuple[Any, ExpertInit, RouterInit | None]:
+def parse(command: str, options: type[Any], args: list[str]) -> tuple[Any, ExpertInit, RouterInit | None]:
     """Parse a command that takes methods: `--experts spri --experts.rho 1e-3`.
 
     The names are read first, so that the parser (and its help) has exactly the chosen methods' fields.

@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 
 OUT = Console(highlight=False)
 ERR = Console(stderr=True, highlight=False)
-STAGES = {"check": "checking the source", "write": "writing the MoE", "certify": "certifying"}
+STAGES = {
+    "check": "checking the source",
+    "write": "writing the MoE",
+    "certify": "certifying",
+    "calibrate": "running the data",
+}
 
 
 def table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ()) -> None:

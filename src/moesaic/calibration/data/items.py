@@ -52,13 +52,17 @@ class Data:
     count: int | None
     read: Callable[[int], Iterable[Item]]
 
-    def visit(self, seed: int) -> Iterator[Item]:
-        """Yield all items: in a random order that `seed` decides, so that any beginning is a fair sample of the whole.
+    def order(self, seed: int) -> Iterable[int]:
+        """Return the places in the order in which they are read: random, as `seed` decides.
 
-        Iterators are taken as they come: shuffle them before, or the pilot sample sees only what comes first.
+        So any beginning is a fair sample of the whole. Iterators are taken as they come: shuffle them before, or the
+        pilot sample sees only what comes first.
         """
         if self.count is None:
-            yield from self.read(0)
-            return
-        for place in Stream(seed).child("calibration").permutation(self.count):
-            yield from self.read(int(place))
+            return [0]
+        return map(int, Stream(seed).child("calibration").permutation(self.count))
+
+    def visit(self, seed: int) -> Iterator[Item]:
+        """Yield all items in this order."""
+        for place in self.order(seed):
+            yield from self.read(place)
