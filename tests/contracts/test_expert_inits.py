@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import islice, product
-from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from tests.contracts.seeing import made, seen_by, variants
 from torch.testing import assert_close
 
 from moesaic.experts.base import ExpertInit
@@ -16,6 +16,7 @@ from moesaic.ffn import FFN
 from moesaic.method import registry
 from moesaic.moe import moe
 from moesaic.routers.base import RouterInit
+from moesaic.routers.coactivation import Coactivation
 from moesaic.routers.group_tied import GroupTied
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
@@ -24,19 +25,9 @@ HIDDEN, WIDTH = 12, 24
 STREAM = Stream(0, ("layer", 3))
 
 
-def variants(method: type[ExpertInit]) -> list[ExpertInit]:
-    """Return the method with its defaults and with each other word of each of its choices."""
-    hints = get_type_hints(method)
-    made = [method()]
-    for item in fields(method):
-        if get_origin(hints[item.name]) is Literal:
-            made += [method(**{item.name: word}) for word in get_args(hints[item.name]) if word != item.default]
-    return made
-
-
 def layer_of(init: ExpertInit, *, gated: bool = True) -> LayerSpec:
-    size = init.expert_size(WIDTH, 8)
-    return LayerSpec(8, 2, HIDDEN, WIDTH, size, shared_expert=init.residual, gated=gated)
+    size, shared_size = init.expert_size(WIDTH, 8), init.shared_size(WIDTH, 8)
+    return LayerSpec(8, 2, HIDDEN, WIDTH, size, shared_expert=init.needs_shared(), gated=gated, shared_size=shared_size)
 
 
 INITS = [init for method in registry("moesaic.experts", ExpertInit).values() for init in variants(method)]
@@ -63,7 +54,7 @@ def test_count_names_shapes_dtypes_and_finite_values(
     layer = layer_of(init, gated=gated)
     for biased, dtype in product((False, True), (torch.bfloat16, torch.float32, torch.float64)):
         dense = make_ffn(gated=gated, biased=biased, dtype=dtype)
-        experts = list(init.experts(dense, layer, STREAM))
+        experts = made(init, dense, layer, STREAM)
         assert len(experts) == layer.num_experts
         for expert in experts:
             assert [name for name, _ in expert.matrices()] == [name for name, _ in dense.matrices()]
@@ -87,9 +78,11 @@ def test_another_expert_size_is_refused_with_its_value(init: ExpertInit) -> None
 
 
 @every_init
-def test_a_residual_method_needs_a_shared_expert(init: ExpertInit) -> None:
+def test_what_leaves_a_part_to_the_shared_expert_needs_one(init: ExpertInit) -> None:
     problems = init.problems(replace(layer_of(init), shared_expert=False))
-    assert [f"{init.name()}: the layer must have a shared expert" in p for p in problems] == [True] * init.residual
+    assert [f"{init.name()}: the layer must have a shared expert" in p for p in problems] == [
+        True
+    ] * init.needs_shared()
 
 
 @every_init
@@ -97,8 +90,7 @@ def test_same_stream_same_bits_and_other_stream_other_bits(make_ffn: Callable[..
     """A method draws from its stream, or it draws nothing: then all streams agree."""
     dense, layer = make_ffn(biased=True), layer_of(init)
     first, again, *others = (
-        list(init.experts(dense, layer, stream))
-        for stream in (STREAM, STREAM, Stream(0, ("layer", 4)), Stream(1, STREAM.path))
+        made(init, dense, layer, stream) for stream in (STREAM, STREAM, Stream(0, ("layer", 4)), Stream(1, STREAM.path))
     )
     assert all(map(equal, first, again))
     assert len({all(map(equal, a, b)) for a, b in ((first, others[0]), (first, others[1]), others)}) == 1
@@ -107,8 +99,8 @@ def test_same_stream_same_bits_and_other_stream_other_bits(make_ffn: Callable[..
 @every_init
 def test_an_expert_does_not_depend_on_those_after_it(make_ffn: Callable[..., FFN], init: ExpertInit) -> None:
     dense, layer = make_ffn(biased=True), layer_of(init)
-    *_, fourth = islice(init.experts(dense, layer, STREAM), 4)
-    assert equal(fourth, list(init.experts(dense, layer, STREAM))[3])
+    *_, fourth = islice(init.experts(dense, layer, STREAM, seen_by(init, layer)), 4)
+    assert equal(fourth, made(init, dense, layer, STREAM)[3])
 
 
 @every_block
@@ -117,7 +109,7 @@ def test_the_dense_ffn_is_never_written_to_and_verbatim_matrices_are_its_objects
 ) -> None:
     dense, layer = make_ffn(gated=gated, biased=True, dtype=torch.bfloat16), layer_of(init, gated=gated)
     source, before = dict(dense.matrices()), dense.map(lambda _, t: t.clone())
-    for expert in init.experts(dense, layer, STREAM):
+    for expert in init.experts(dense, layer, STREAM, seen_by(init, layer)):
         assert all(t is source[name] for name, t in expert.matrices() if name in init.verbatim(layer))
     for (_, a), (_, b) in zip(dense.matrices(), before.matrices(), strict=True):
         assert_close(a, b, rtol=0, atol=0)  # the same bits
@@ -129,8 +121,31 @@ def test_identical_says_whether_all_experts_are_equal(
     make_ffn: Callable[..., FFN], init: ExpertInit, top_k: int
 ) -> None:
     dense, layer = make_ffn(biased=True), replace(layer_of(init), top_k=top_k)
-    first, *others = init.experts(dense, layer, STREAM)
+    first, *others = init.experts(dense, layer, STREAM, seen_by(init, layer))
     assert init.identical(layer) == all(equal(first, other) for other in others)
+
+
+@every_block
+def test_the_shared_expert_is_of_its_size(make_ffn: Callable[..., FFN], init: ExpertInit, gated: bool) -> None:
+    dense, layer = make_ffn(gated=gated, biased=True), replace(layer_of(init, gated=gated), shared_expert=True)
+    shared = init.shared(dense, layer, STREAM, seen_by(init, layer))
+    assert (shared.width, shared.hidden) == (init.shared_size(WIDTH, 8), HIDDEN)
+    assert [name for name, _ in shared.matrices()] == [name for name, _ in dense.matrices()]
+    assert equal(shared, dense) or not init.residual
+
+
+@every_block
+def test_neurons_that_are_dealt_out_are_those_of_the_experts(
+    make_ffn: Callable[..., FFN], init: ExpertInit, gated: bool
+) -> None:
+    dense, layer = make_ffn(gated=gated, biased=True), layer_of(init, gated=gated)
+    neurons_Ef = init.neurons(dense, layer, STREAM, seen_by(init, layer))
+    if neurons_Ef is None:
+        return
+    assert (neurons_Ef.shape, neurons_Ef.dtype) == ((8, layer.expert_size), torch.int64)
+    assert len(neurons_Ef.unique()) == neurons_Ef.numel()  # no neuron twice
+    for neurons, expert in zip(neurons_Ef, made(init, dense, layer, STREAM), strict=True):
+        assert_close(expert.up, dense.up[neurons], rtol=0, atol=0)  # copies
 
 
 @every_init
@@ -139,11 +154,11 @@ def test_tied_rows_divide_the_experts(init: ExpertInit) -> None:
 
 
 def routers(init: ExpertInit, layer: LayerSpec) -> list[RouterInit]:
-    """Return every router that may be put before these experts."""
+    """Return every router that may be put before these experts, which hold no neurons of their own."""
     tied = init.tied_rows(layer)
     if tied > 1:
         return [GroupTied(group=tied, std=std) for std in (0.02, 1.0)]
-    free = [method() for method in registry("moesaic.routers", RouterInit).values()]
+    free = [method() for method in registry("moesaic.routers", RouterInit).values() if method is not Coactivation]
     return [r for r in free if not r.problems(layer) and (r.breaks_ties() or not init.identical(layer))]
 
 
@@ -162,16 +177,16 @@ def test_what_preserves_the_function_does(
 ) -> None:
     dense = make_ffn(gated=layer.gated, biased=biased)
     x = torch.randn(32, HIDDEN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    experts = list(init.experts(dense, layer, STREAM))
+    experts = made(init, dense, layer, STREAM)
     for router, act in product(routers(init, layer), (torch.nn.functional.silu, torch.nn.functional.gelu)):
         y = moe(
             x,
-            torch.from_numpy(router.weight(layer, STREAM)),
+            torch.from_numpy(router.weight(layer, STREAM, seen_by(router, layer))),
             experts,
             act,
             top_k=layer.top_k,
             normalize_gates=layer.normalize_gates,
-            shared=dense if layer.shared_expert else None,
+            shared=init.shared(dense, layer, STREAM, seen_by(init, layer)) if layer.shared_expert else None,
             shares=init.shares(layer),
         )
         assert_close(y, dense(x, act), rtol=0, atol=1e-10)  # float64 rounding of outputs of size ten
@@ -185,5 +200,5 @@ def test_the_promise_is_made_by_those_known_to_keep_it() -> None:
 @every_init
 def test_a_dense_ffn_of_zeros_makes_finite_experts(make_ffn: Callable[..., FFN], init: ExpertInit) -> None:
     dense = make_ffn(biased=True, dtype=torch.float32).map(lambda _, t: torch.zeros_like(t))
-    for expert in init.experts(dense, layer_of(init), STREAM):
+    for expert in made(init, dense, layer_of(init), STREAM):
         assert all(t.isfinite().all() for _, t in expert.matrices())

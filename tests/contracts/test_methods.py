@@ -15,8 +15,13 @@ import pytest
 from moesaic.experts.base import ExpertInit
 from moesaic.method import Method, registry
 from moesaic.routers.base import RouterInit
+from moesaic.stats import Statistic
 
-KINDS: dict[str, type[Method]] = {"moesaic.experts": ExpertInit, "moesaic.routers": RouterInit}
+KINDS: dict[str, type[Method]] = {
+    "moesaic.experts": ExpertInit,
+    "moesaic.routers": RouterInit,
+    "moesaic.stats": Statistic,
+}
 METHODS = [method for package, base in KINDS.items() for method in registry(package, base).values()]
 
 
@@ -95,10 +100,16 @@ import sys
 from importlib import import_module
 from moesaic.method import registry
 from moesaic.spec import LayerSpec
+from moesaic.stats import Statistic
 layer = LayerSpec(8, 2, 16, 64, 64, shared_expert=True)
 for package, module, name in {kinds}:
     for method in registry(package, getattr(import_module(module), name)).values():
-        method().problems(layer), method().settings(), method.summary()
+        made = method()
+        made.settings(), made.summary()
+        if isinstance(made, Statistic):
+            made.key(), made.views
+        else:
+            made.problems(layer), made.statistics(layer)
 print(sorted({{"torch", "numpy", "transformers"}} & set(sys.modules)))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
