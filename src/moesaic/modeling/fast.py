@@ -9,6 +9,7 @@ in the order of the experts, N rows of `up`: f, or 2f with a gate.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -18,9 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
-Spans = list[tuple[int, slice]]
-"""Experts and their rows."""
-
 BLOCK = 512
 """Rows that are carried through their experts together: few calls for few tokens, and for many they stay in cache."""
 
@@ -64,12 +62,16 @@ def routed_experts(
     if device == "meta":
         return torch.empty_like(x_TD)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
-        low = torch.get_autocast_dtype(device)
-        experts = experts.to(low)
-    with torch.autocast(device, enabled=False):
-        stepwise = _can_group(experts.up_END, experts.down_EDf) or _trains(activate, experts.up_END)
-        compute = _stepwise if stepwise else _fused
-        return compute(x_TD.to(experts.up_END.dtype), ids_TK, weights_TK, experts, activate).to(dtype)
+        experts = experts.to(torch.get_autocast_dtype(device))
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+        y_TD = _choose(experts, activate)(x_TD.to(experts.up_END.dtype), ids_TK, weights_TK, experts, activate)
+    return y_TD.to(dtype)
+
+
+def _choose(experts: _Experts, activate: Activation) -> Callable[..., Tensor]:
+    if _can_group(experts.up_END, experts.down_EDf) or _trains(activate, experts.up_END):
+        return _stepwise
+    return torch.compiler.disable(_fused) if torch.compiler.is_compiling() else _fused
 
 
 def _gated(act: Activation, h_SN: Tensor) -> Tensor:
@@ -106,33 +108,33 @@ class _Order(NamedTuple):
 
 def _order(ids_TK: Tensor) -> _Order:
     pair_S = ids_TK.flatten().argsort(stable=True)
-    back_S = torch.empty_like(pair_S)
-    back_S[pair_S] = torch.arange(len(pair_S), device=pair_S.device)
+    back_S = torch.empty_like(pair_S).scatter_(0, pair_S, torch.arange(len(pair_S), device=pair_S.device))
     return _Order(pair_S // ids_TK.shape[1], pair_S, back_S.view(ids_TK.shape))
 
 
 class _Block(NamedTuple):
-    """Neighbouring rows of the sorted pairs; the rows of `spans` count from the block's first."""
+    """Neighbouring rows of the sorted pairs, the experts they belong to, and how many belong to each."""
 
     rows: slice
-    spans: Spans
+    experts: list[int]
+    sizes: list[int]
 
 
 def _blocks(ids_TK: Tensor, num_experts: int) -> list[_Block]:
     """Cut the sorted pairs between experts, as often as `BLOCK` allows. Experts without tokens are in no block."""
-    blocks, spans = [], Spans()
-    first = last = 0
-    for expert, count in enumerate(torch.bincount(ids_TK.flatten(), minlength=num_experts).tolist()):
-        if count:
-            spans.append((expert, slice(last - first, last - first + count)))
-            last += count
-            if last - first >= BLOCK or last == ids_TK.numel():
-                blocks.append(_Block(slice(first, last), spans))
-                first, spans = last, Spans()
+    blocks: list[_Block] = []
+    first, experts, sizes = 0, [], []
+    counts = torch.bincount(ids_TK.flatten(), minlength=num_experts).tolist()
+    used = [expert for expert, count in enumerate(counts) if count]
+    for expert in used:
+        experts.append(expert)
+        sizes.append(counts[expert])
+        if (rows := sum(sizes)) >= BLOCK or expert == used[-1]:
+            blocks.append(_Block(slice(first, first + rows), experts, sizes))
+            first, experts, sizes = first + rows, [], []
     return blocks
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def _fused(x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, experts: _Experts, activate: Activation) -> Tensor:
     order, blocks = _order(ids_TK), _blocks(ids_TK, len(experts.up_END))
     trained = (x_TD, weights_TK, *experts)
@@ -147,22 +149,22 @@ def _run(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the experts' outputs [S, D] and, where `keep`, the activation's input of each block."""
     out_SD, kept = x_TD.new_empty(len(order.token_S), x_TD.shape[1]), []
-    for rows, spans in blocks:
-        x_SD = x_TD.index_select(0, order.token_S[rows])
+    for block in blocks:
+        x_SD = x_TD.index_select(0, order.token_S[block.rows])
         h_SN = x_TD.new_empty(len(x_SD), experts.up_END.shape[1])
-        _multiply(x_SD, experts.up_END.mT, spans, h_SN, experts.up_bias_EN)
-        _multiply(activate(h_SN), experts.down_EDf.mT, spans, out_SD[rows], experts.down_bias_ED)
+        _multiply(block, x_SD, experts.up_END.mT, h_SN, experts.up_bias_EN)
+        _multiply(block, activate(h_SN), experts.down_EDf.mT, out_SD[block.rows], experts.down_bias_ED)
         kept += [h_SN] if keep else []
     return out_SD, kept
 
 
-def _multiply(a_SN: Tensor, weight_ENM: Tensor, spans: Spans, out_SM: Tensor, bias_EM: Tensor | None = None) -> Tensor:
+def _multiply(block: _Block, a_SN: Tensor, weight_ENM: Tensor, out_SM: Tensor, bias_EM: Tensor | None = None) -> Tensor:
     """Write each expert's rows times its weight, plus its bias."""
-    for expert, rows in spans:
+    for expert, a, out in zip(block.experts, a_SN.split(block.sizes), out_SM.split(block.sizes), strict=True):
         if bias_EM is None:
-            torch.mm(a_SN[rows], weight_ENM[expert], out=out_SM[rows])
+            torch.mm(a, weight_ENM[expert], out=out)
         else:
-            torch.addmm(bias_EM[expert], a_SN[rows], weight_ENM[expert], out=out_SM[rows])
+            torch.addmm(bias_EM[expert], a, weight_ENM[expert], out=out)
     return out_SM
 
 
@@ -212,22 +214,25 @@ class _Fused(torch.autograd.Function):
         dweights_S = _empty(weights_TK.flatten(), ctx.needs_input_grad[4])
         weights_S1 = weights_TK.reshape(-1, 1).index_select(0, pair_S)
         up_END, down_EDf = experts[:2]
-        for (rows, spans), h_SN in zip(ctx.blocks, saved[10:], strict=True):
-            dout_SD = dy_TD.index_select(0, token_S[rows])
+        for block, h_SN in zip(ctx.blocks, saved[10:], strict=True):
+            token = token_S[block.rows]
+            dout_SD = dy_TD.index_select(0, token)
             if dweights_S is not None:
-                torch.sum(dout_SD * out_SD[rows], -1, dtype=weights_TK.dtype, out=dweights_S[rows])
-            dout_SD *= weights_S1[rows]
+                dweights = (dout_SD * out_SD[block.rows]).sum(-1, dtype=weights_TK.dtype)
+                dweights_S[block.rows] = dweights
+            dout_SD *= weights_S1[block.rows]
             leaf_SN = h_SN.detach().requires_grad_()
             with torch.enable_grad():
                 inner_Sf = ctx.activate(leaf_SN)
-            _outer(dout_SD, inner_Sf.detach(), spans, grads.down_EDf, grads.down_bias_ED)
+            _outer(block, dout_SD, inner_Sf.detach(), grads.down_EDf, grads.down_bias_ED)
             if dx_SD is None and grads.up_END is None and grads.up_bias_EN is None:
                 continue
-            dinner_Sf = _multiply(dout_SD, down_EDf, spans, torch.empty_like(inner_Sf))
+            dinner_Sf = _multiply(block, dout_SD, down_EDf, torch.empty_like(inner_Sf))
             (dh_SN,) = torch.autograd.grad(inner_Sf, leaf_SN, dinner_Sf)
-            _outer(dh_SN, x_TD.index_select(0, token_S[rows]), spans, grads.up_END, grads.up_bias_EN)
+            if grads.up_END is not None or grads.up_bias_EN is not None:
+                _outer(block, dh_SN, x_TD.index_select(0, token), grads.up_END, grads.up_bias_EN)
             if dx_SD is not None:
-                _multiply(dh_SN, up_END, spans, dx_SD[rows])
+                _multiply(block, dh_SN, up_END, dx_SD[block.rows])
         _zero_unused(grads, ctx.blocks)
         dx_TD = None if dx_SD is None else _combine(dx_SD, back_TK)
         dweights_TK = None if dweights_S is None else dweights_S[back_TK]
@@ -238,17 +243,17 @@ def _empty(like: Tensor | None, wanted: bool) -> Tensor | None:
     return torch.empty_like(like) if wanted and like is not None else None
 
 
-def _outer(left_SN: Tensor, right_SM: Tensor, spans: Spans, out_ENM: Tensor | None, sum_EN: Tensor | None) -> None:
+def _outer(block: _Block, left_SN: Tensor, right_SM: Tensor, out_ENM: Tensor | None, sum_EN: Tensor | None) -> None:
     """Write the gradients of each expert's weight and bias, where they are wanted."""
-    for expert, rows in spans:
+    for expert, left, right in zip(block.experts, left_SN.split(block.sizes), right_SM.split(block.sizes), strict=True):
         if out_ENM is not None:
-            torch.mm(left_SN[rows].T, right_SM[rows], out=out_ENM[expert])
+            torch.mm(left.T, right, out=out_ENM[expert])
         if sum_EN is not None:
-            torch.sum(left_SN[rows], 0, out=sum_EN[expert])
+            torch.sum(left, 0, out=sum_EN[expert])
 
 
 def _zero_unused(grads: _Gradients, blocks: list[_Block]) -> None:
-    used = {expert for block in blocks for expert, _ in block.spans}
+    used = {expert for block in blocks for expert in block.experts}
     for grad in grads:
         if grad is not None:
             for expert in set(range(len(grad))) - used:
