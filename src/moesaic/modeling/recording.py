@@ -61,7 +61,7 @@ def recording(model: torch.nn.Module) -> Iterator[Record]:
             if is_linear(module):
                 record.calls.append(Call(path, module, _flat(x), _flat(y)))
             else:
-                record.made_by[float(y.sum()), y.numel()] = f"{type(module).__name__} {path}"
+                record.made_by[float(y.detach().sum()), y.numel()] = f"{type(module).__name__} {path}"
 
         return keep
 

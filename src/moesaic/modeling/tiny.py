@@ -54,7 +54,7 @@ INDICES = re.compile(
     r"(ind(ex)?(es|ices)|idx|layer_ids?|feature_layers?|cross_attention_layers|out_layers|global_attention_blocks)$"
 )
 UP_TO_DEPTH = re.compile(r"(feature|hidden)_layer$|max_window_layers")
-MAX_VOCAB, MAX_POSITIONS, MAX_LAYERS = 512, 512, 12
+MAX_VOCAB, MAX_POSITIONS, MAX_LAYERS, MAX_IMAGE = 512, 512, 12, 256
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,9 @@ def _head_dims(config: PreTrainedConfig) -> list[int]:
     found = [n for key, value in vars(config).items() if HEAD_DIM.search(key) for n in _numbers(value)]
     if found:
         return found
-    hidden = [n for key, value in vars(config).items() if HIDDEN.search(key) for n in _numbers(value)]
-    return [n // heads for n in hidden for heads in set(_heads(config)) if n % heads == 0 and 16 <= n // heads <= 256]
+    sizes = [value for key, value in vars(config).items() if HIDDEN.search(key) and _is_int(value)]
+    counts = {value for key, value in vars(config).items() if HEADS.search(key) and _is_int(value) and value > 0}
+    return [n // heads for n in sizes for heads in counts if n % heads == 0 and 16 <= n // heads <= 256]
 
 
 @dataclass
@@ -130,6 +131,8 @@ class _Shrinker:
                 values[key] = self.shrink(part).to_dict()
             elif key == "rope_parameters" and isinstance(value, dict):
                 values[key] = self.rope(value)
+            elif key == "image_size":
+                values[key] = _image(value, values.get("patch_size"))
             elif not isinstance(value, dict | str | bool | None):
                 values[key] = self.value(key, value, depths)
         _widen_ffns(values)
@@ -188,7 +191,6 @@ class _Shrinker:
             (HEADS, lambda n: max(1, n // self.scale.heads)),
             (HEAD_DIM, lambda n: max(1, n // self.scale.head_dim)),
             (WIDTH, self.width),
-            (re.compile(r"^image_size$"), lambda n: n if n <= 512 else n // 4),
         ]
         return next((rule(n) for pattern, rule in rules if pattern.search(key)), n)
 
@@ -232,6 +234,16 @@ def _indices(key: str, values: list[int], old: int, new: int) -> list[int]:
         return [n for n in values if n < new] or [new - 1]
     last = new if max(values) >= old else new - 1
     return sorted({max(0, last - i) for i in range(len(values))})
+
+
+def _image(size: Any, patch: Any) -> Any:
+    """Halve a large image while whole patches, an even number of them, are left."""
+    if isinstance(size, list | tuple):
+        return [_image(n, patch) for n in size]
+    step = 2 * max(_numbers(patch), default=1)
+    while _is_int(size) and size > MAX_IMAGE and size % (2 * step) == 0:
+        size //= 2
+    return size
 
 
 def _section(values: list[int] | tuple[int, ...], by: int) -> list[int]:

@@ -29,7 +29,7 @@ from moesaic.sites import FUSED, Site
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a path's integer component
 
 
-ENOUGH = 3  # twins tried for the sake of a part that does not run
+ENOUGH = 2  # twins tried for the sake of a part that does not run
 DTYPE = re.compile("[Dd]type|[Dd]ouble|Float|NaN")  # an error that float32 may not have
 NOT_RUN = "could not be run alone"
 

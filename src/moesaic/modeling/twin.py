@@ -18,7 +18,7 @@ from moesaic.modeling.inputs import Inputs, candidates
 from moesaic.modeling.tiny import Scale, tiny_config
 
 PATIENCE = 6  # inputs of which the same error is taken
-MAX_WEIGHTS = 150_000_000  # of a twin; more would take seconds and gigabytes for nothing
+MAX_WEIGHTS = 40_000_000  # of a twin; more would take seconds and gigabytes for nothing
 
 
 class TwinError(Exception):
@@ -56,16 +56,14 @@ def skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrained
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module) -> None:
-    """Draw every weight, bias, norm and running statistic anew; a matrix gives outputs about three times its inputs."""
+    """Draw every weight, bias, norm and running statistic anew; a matrix gives outputs of about its inputs' size."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.named_parameters():
-        shape, dtype = tensor.shape, tensor.dtype
         if tensor.ndim >= 2:
-            fan = max(1, tensor[0].numel())
-            tensor.copy_(torch.randn(shape, generator=generator, dtype=dtype) * (1.5 / fan**0.5))
+            reach = 1.5 * (3 / max(1, tensor[0].numel())) ** 0.5  # of a uniform draw with deviation 1.5 / sqrt(fan in)
+            tensor.uniform_(-reach, reach, generator=generator)
         else:
-            low = -1.0 if name.endswith("bias") else 0.5
-            tensor.copy_(torch.rand(shape, generator=generator, dtype=dtype) * (2.0 if low < 0 else 1.0) + low)
+            tensor.uniform_(*((-1.0, 1.0) if name.endswith("bias") else (0.5, 1.5)), generator=generator)
     for name, buffer in model.state_dict(keep_vars=True).items():
         if isinstance(buffer, torch.nn.Parameter) or not buffer.is_floating_point():
             continue
