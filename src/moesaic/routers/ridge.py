@@ -39,7 +39,7 @@ class Ridge(RouterInit):
     ['ridge: num_experts must be a multiple of group = 2. Got 7.']
     """
 
-    strength: float = number(1e-2, low=1e-9, high=1e3)
+    strength: float = number(0.1, low=1e-9, high=1e3)
     scale: float = number(1.0, low=1e-6, high=1e6)
     group: int = number(1, low=1, high=1024)
 
