@@ -22,6 +22,9 @@ Activation = Callable[[Tensor], Tensor]
 BLOCK = 512
 """Rows that are carried through their experts together: few calls for few tokens, and for many they stay in cache."""
 
+PIECE = 1 << 19
+"""Bytes of a gradient that are written at once where tokens are few: half of a core's second-level cache."""
+
 
 class _Experts(NamedTuple):
     up_END: Tensor
@@ -247,9 +250,20 @@ def _outer(block: _Block, left_SN: Tensor, right_SM: Tensor, out_ENM: Tensor | N
     """Write the gradients of each expert's weight and bias, where they are wanted."""
     for expert, left, right in zip(block.experts, left_SN.split(block.sizes), right_SM.split(block.sizes), strict=True):
         if out_ENM is not None:
-            torch.mm(left.T, right, out=out_ENM[expert])
+            _product(left.T, right, out_ENM[expert])
         if sum_EN is not None:
             torch.sum(left, 0, out=sum_EN[expert])
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write `left @ right`; from few columns of `left` in pieces.
+
+    There MKL passes twice over the result, which is most of the cost: pieces that fit the cache reach memory once
+    (float32, 4 columns: 6 instead of 9 ms for 45 MB).
+    """
+    pieces = out.nbytes // PIECE if 1 < left.shape[1] < 128 and out.dtype == torch.float32 else 0
+    for part, rows in zip(left.chunk(pieces or 1), out.chunk(pieces or 1), strict=True):
+        torch.mm(part, right, out=rows)
 
 
 def _zero_unused(grads: _Gradients, blocks: list[_Block]) -> None:
