@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.architectures.sparse import Runtime
+from moesaic.calibrating import Reading
 from moesaic.certify import Certificate, SplicedCertificate
 from moesaic.certify import certify as make_certificate
 from moesaic.certify.text import check
 from moesaic.checkpoints.dense import DenseCheckpoint
+from moesaic.checkpoints.place import settle
 from moesaic.checkpoints.sources import hub, resolve
-from moesaic.convert import Convertible, Options, Writing, convert
+from moesaic.convert import Convertible, Options, Spliced, Writing, convert, prepare
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.spri import Spri
+from moesaic.informing import Knowledge, informed
 from moesaic.routers.base import RouterInit
 from moesaic.spec import MoESpec
 
@@ -54,7 +57,10 @@ def upcycle(
     untie: bool = False,
     seed: int = 0,
     certify: bool = True,
-    data: Path | None = None,
+    data: str | Path | None = None,
+    stats: str | Path | None = None,
+    reading: Reading | None = None,
+    tower: str | None = None,
     writing: Writing | None = None,
     progress: Progress = lambda *_: None,
 ) -> Upcycled:
@@ -65,10 +71,14 @@ def upcycle(
         out: the folder to make; it appears only when all is written and certified.
         spec: experts, top-k, shared expert, layers; None: 8 experts, top-2, all layers.
         experts: expert init; None: `Spri()`. router: router init; None: the one that suits the expert init.
-        target: model type of the sparse class; None: the preferred one that expresses the model exactly.
+        target: model type of the sparse class; `splice`: the model's own class with MoE layers in it; None: the
+            preferred class that expresses the model exactly, or splice for kinds of models that have none.
         runtime: what shall serve the result. dtype: F32, F16 or BF16; None keeps each tensor's. untie: write the
             output head although tied. seed: of all randomness.
-        certify: compare dense and MoE at the end. data: a text file for it; None: built-in passages.
+        certify: compare dense and MoE at the end. data: a file or folder of what the model reads, for that and for
+            methods that learn from activations; None: built-in passages, and no such methods. stats: a file of
+            `moesaic calibrate` for these methods. reading: how they read data.
+        tower: a word of the paths of the FFNs that become MoE (`vision`, `decoder`); splices.
         writing: shard size, threads, resume, overwrite.
         progress: told how far it is.
 
@@ -79,8 +89,9 @@ def upcycle(
     Traceback (most recent call last):
     moesaic.errors.SourceError: 'no-such-model': ...
     """
-    options = Options(spec or MoESpec(), experts or Spri(), router, target, runtime, dtype, untie, seed)
-    return upcycled(source, out, options, writing or Writing(), certify=certify, data=data, progress=progress)
+    options = Options(spec or MoESpec(), experts or Spri(), router, target, runtime, dtype, untie, seed, tower)
+    knowledge = Knowledge(Path(data) if data else None, Path(stats) if stats else None, reading)
+    return upcycled(source, out, options, writing or Writing(), knowledge, certify=certify, progress=progress)
 
 
 def upcycled(
@@ -88,17 +99,23 @@ def upcycled(
     out: str | Path,
     options: Options,
     writing: Writing,
+    knowledge: Knowledge,
     *,
     certify: bool = True,
-    data: Path | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> Upcycled:
-    """Do what `upcycle` does, with the choices gathered in records; `say` is told of each download."""
+    """Do what `upcycle` does, with the choices gathered in records; `say` is told of each download and each concern."""
     folder = resolve(str(source), progress=say)
+    checkpoint = DenseCheckpoint.open(folder)
     certificates: list[Certificate | SplicedCertificate] = []
-    if certify and data is not None:
-        check(folder, data)
+    conversion = prepare(checkpoint.config, options, checkpoint.infos)
+    if certify and knowledge.data is not None and not isinstance(conversion, Spliced):
+        check(folder, knowledge.data)
+    settle(Path(out), [folder], resume=writing.resume, overwrite=writing.overwrite)  # before hours of calibration
+    conversion, record = informed(conversion, checkpoint, _title(source), knowledge, progress, say)
+    for concern in record["concerns"] if record else ():
+        say(concern)
 
     def finish(partial: Path, config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
         made = make_certificate(
@@ -106,18 +123,19 @@ def upcycled(
             partial,
             moe_config=config,
             record=record,
-            data=data,
+            data=knowledge.data,
             progress=lambda done, total: progress("certify", done, total),
         )
         certificates.append(made)
         return made.to_json()
 
-    conversion = convert(
-        DenseCheckpoint.open(folder),
+    convert(
+        checkpoint,
         Path(out),
-        options,
+        conversion,
         writing,
         name=_title(source),
+        calibration=record,
         finish=finish if certify else None,
         progress=progress,
     )

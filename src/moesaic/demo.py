@@ -13,6 +13,7 @@ from moesaic.checkpoints.dense import read_json
 from moesaic.checkpoints.sources import resolve
 from moesaic.convert import Options, Writing
 from moesaic.experts.spri import Spri
+from moesaic.informing import Knowledge
 from moesaic.lazy import torch
 from moesaic.modeling.loading import load
 from moesaic.spec import Layers, MoESpec
@@ -40,7 +41,7 @@ def run(out: Path, *, overwrite: bool, say: Callable[[str], None], progress: Pro
     Reference: Shan et al. 2026, SPRI, arXiv 2606.16456 (the paper's constants).
     """
     options = Options(MoESpec(num_experts=8, top_k=2, layers=Layers("every:4")), Spri())
-    made = upcycled(SOURCE, out, options, Writing(overwrite=overwrite), say=say, progress=progress)
+    made = upcycled(SOURCE, out, options, Writing(overwrite=overwrite), Knowledge(), say=say, progress=progress)
     assert made.certificate is not None
     dense = _answers(resolve(SOURCE), "answer (dense)", progress)
     moe = _answers(out, "answer (MoE)", progress)

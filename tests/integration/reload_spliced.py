@@ -27,7 +27,8 @@ def difference(folder: Path) -> str:
         said = model.eval()(**expected["inputs"])
     got = torch.cat([said[name].flatten() for name in NAMES if said.get(name) is not None])
     worst = (got - expected["want"]).abs().max().item()
-    return "" if worst < 1e-10 else f"outputs differ by {worst:.1e}"
+    # Another release computes some softmaxes and angles in float32, whatever the dtype of the model.
+    return "" if worst < 1e-6 else f"outputs differ by {worst:.1e}"
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_equal_experts_compute_the_dense_output(
     sparse = moesaic.load(upcycle(folder, tmp_path / "moe"))
     assert len(moe_layers(sparse)) == len(read_json(tmp_path / "moe" / "config.json")["moesaic"]["sites"])
     want = spliceable.output(model)
-    # Gemma's norms compute in float32 whatever the model's dtype, which turns the last bit of float64 into one of these.
+    # Gemma's norms compute in float32 whatever the dtype, and turn the last bit of float64 into one of these.
     bound = {"rtol": 0, "atol": 1e-5 * float(want.abs().max())} if name == "gemma2" else EXACT
     assert_close(spliceable.output(sparse), want, **bound)
 
@@ -123,7 +123,7 @@ def test_transformers_alone_loads_the_folder_with_its_code(
 
 @pytest.mark.skipif(not TF4, reason="MOESAIC_TRANSFORMERS4_PYTHON names no Python with transformers 4.57")
 def test_transformers_4_loads_the_folders(tmp_path: Path, dense: Callable[[str], tuple[Path, Any]]) -> None:
-    names = ["bert", "vit", "clip-vision", "siglip-vision", "dinov2", "whisper", "m2m100", "t5", "gpt2", "modernbert"]
+    names = ["bert", "vit", "clip-vision", "siglip", "dinov2", "whisper", "m2m100", "t5", "gpt2", "modernbert"]
     for name in names:
         folder, model = dense(name)
         out = upcycle(folder, tmp_path / name)

@@ -59,8 +59,8 @@ def upcycle(args: list[str]) -> None:
             options.out,
             chosen,
             writing,
+            options.knowledge(),
             certify=not options.no_certify,
-            data=options.data,
             say=show.say,
             progress=bars,
         )

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hints
 
 import tyro
 
@@ -19,6 +19,9 @@ from moesaic.experts.base import ExpertInit
 from moesaic.method import Method, registry
 from moesaic.routers.base import RouterInit
 from moesaic.spec import Layers, MoESpec
+
+if TYPE_CHECKING:
+    from moesaic.informing import Knowledge
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
@@ -86,7 +89,12 @@ class UpcycleOptions(Sparsity):
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")] = tyro.MISSING
     """The folder to make."""
     data: Optional[Path] = None
-    """A text file to certify on; built-in passages if left out."""
+    """A file or folder of what the model reads: methods that ask for activations calibrate on it, and the certificate
+    compares on it. Built-in passages if left out, and no such methods."""
+    stats: Optional[Path] = None
+    """A file that `moesaic calibrate` wrote, for methods that ask for activations."""
+    max_tokens: Optional[int] = None
+    """Calibrate on about so many tokens of the data; on all if left out."""
     no_certify: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave the certificate out."""
     max_shard_size: str = "5GB"
@@ -103,6 +111,13 @@ class UpcycleOptions(Sparsity):
     """Plan and check, but write nothing."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of tables."""
+
+    def knowledge(self) -> Knowledge:
+        """Return where methods that ask for activations learn them."""
+        from moesaic.calibrating import Reading  # noqa: PLC0415  # a plan must not wait for them
+        from moesaic.informing import Knowledge  # noqa: PLC0415
+
+        return Knowledge(self.data, self.stats, Reading(max_tokens=self.max_tokens))
 
     def writing(self) -> Writing:
         """Return how to write."""

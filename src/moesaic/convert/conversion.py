@@ -140,13 +140,15 @@ def request(decoder: Decoder, options: Options) -> dict[str, str]:
         leading = layers == tuple(range(decoder.num_layers - len(layers), decoder.num_layers))
         kind = "leading_dense" if leading else "some_layers"
         found[kind] = f"--layers {options.spec.layers.rule} leaves some layers dense"
-    shared = options.experts.residual if options.spec.shared_expert is None else options.spec.shared_expert
+    shared = options.experts.needs_shared() if options.spec.shared_expert is None else options.spec.shared_expert
     if shared:
         found["shared_expert"] = "a shared expert is asked for"
     elif options.spec.shared_expert is False:
         found["no_shared_expert"] = "--no-shared-expert"
-    if options.experts.residual:
-        found["residual_experts"] = f"--experts {options.experts.name()} makes small corrections"
+    if options.experts.needs_shared():
+        found["residual_experts"] = (
+            f"--experts {options.experts.name()} makes experts that lack what the shared one has"
+        )
     if options.untie:
         found["untie"] = "--untie"
     if not options.spec.normalize_gates:

@@ -82,7 +82,7 @@ def layer_spec(
     spec, experts = options.spec, options.experts
     shared = spec.shared_expert
     if shared is None:
-        shared = experts.residual or shared_required
+        shared = experts.needs_shared() or shared_required
     return LayerSpec(
         num_experts=spec.num_experts,
         top_k=spec.top_k,

@@ -96,6 +96,10 @@ class Statistic(Method, ABC):
             CalibrationError: where the data do not suffice.
         """
 
+    def shortfall(self, result: Mapping[str, torch.Tensor]) -> int:
+        """Return how many tokens are lacking for a good estimate; 0 for most, which are good with any."""
+        return 0
+
     def key(self) -> str:
         """Name and settings in one line, the same for equal statistics: the key in a file of statistics."""
         return f"{self.name()} {json.dumps(self.settings(), sort_keys=True)}"

@@ -107,8 +107,7 @@ class Clusters(Statistic):
                 f"cluster {least}. Give about {more} more tokens, or take fewer clusters."
             )
 
-    @staticmethod
-    def shortfall(result: Mapping[str, torch.Tensor]) -> int:
+    def shortfall(self, result: Mapping[str, torch.Tensor]) -> int:
         """Return how many tokens the smallest cluster lacks of 50 D; a second moment of fewer is a rough one."""
         hidden = result["centroids_ED"].shape[-1]
         return max(0, RECOMMENDED * hidden - int(result["count_E"].min()))
