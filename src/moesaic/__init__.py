@@ -14,17 +14,21 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from moesaic.api import Upcycled, upcycle
+    from moesaic.calibrating import calibrate
+    from moesaic.calibration import Calibration
     from moesaic.certify import Certificate, certify
     from moesaic.convert import Writing
     from moesaic.modeling.loading import load
     from moesaic.spec import Layers, MoESpec
 
 _HOMES = {
+    "Calibration": "calibration",
     "Certificate": "certify",
     "Layers": "spec",
     "MoESpec": "spec",
     "Upcycled": "api",
     "Writing": "convert",
+    "calibrate": "calibrating",
     "certify": "certify",
     "load": "modeling.loading",
     "upcycle": "api",
@@ -38,4 +42,15 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(f"moesaic.{_HOMES[name]}"), name)
 
 
-__all__ = ["Certificate", "Layers", "MoESpec", "Upcycled", "Writing", "certify", "load", "upcycle"]
+__all__ = [
+    "Calibration",
+    "Certificate",
+    "Layers",
+    "MoESpec",
+    "Upcycled",
+    "Writing",
+    "calibrate",
+    "certify",
+    "load",
+    "upcycle",
+]

@@ -130,7 +130,7 @@ def statistic_of(key: str) -> Statistic:
     known = registry("moesaic.stats", Statistic)  # type: ignore[type-abstract]
     if name not in known:
         raise CalibrationError(
-            f"statistics: each must be one that moesaic knows. Got '{brief(name)}'.{did_you_mean(name, known)} Another "
+            f"statistics: each must be one that moesaic knows. Got {brief(name)}.{did_you_mean(name, known)} Another "
             "version wrote the file; calibrate again."
         )
     try:
