@@ -18,8 +18,9 @@ from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.place import partial
 from moesaic.checkpoints.sources import resolve
+from moesaic.convert.choosing import choose
 from moesaic.convert.options import Options, default_router, layer_spec
-from moesaic.errors import CalibrationError, PlanError, did_you_mean
+from moesaic.errors import CalibrationError
 from moesaic.experts.base import ExpertInit
 from moesaic.lazy import torch
 from moesaic.routers.base import RouterInit
@@ -186,7 +187,7 @@ class Wanted:
         from moesaic.modeling.tracing import find  # noqa: PLC0415
 
         class_, settings = model_class(config)
-        sites = choose(find(settings, class_).sites, spec, tower)
+        sites = choose(find(settings, class_).sites, spec.layers, tower)
         needed: dict[int, tuple[Statistic, ...]] = {}
         for number, site in sites.items():
             needed[number] = tuple(dict.fromkeys([*_of_methods(site, spec, experts, router, tower), *more]))
@@ -206,30 +207,6 @@ def _of_methods(
     layer = layer_spec(options, site.hidden, site.width, gated=site.gated)
     chosen = router or default_router(options.experts, layer)
     return [*(experts.statistics(layer) if experts else ()), *chosen.statistics(layer)]
-
-
-def choose(sites: Sequence[Site], spec: MoESpec, tower: str | None) -> dict[int, Site]:
-    """Return the FFNs of the towers with this word in their path; the rule for layers holds in each tower.
-
-    Raises:
-        PlanError: where there are none.
-    """
-    towers: dict[str, list[int]] = {}
-    for number, site in enumerate(sites):
-        if tower is None or tower in (site.tower, *site.tower.split(".")) or f".{tower}_" in f".{site.tower}":
-            towers.setdefault(site.tower, []).append(number)
-    if not towers:
-        known = sorted({site.tower for site in sites})
-        words = [word for path in known for word in path.split(".")]
-        raise PlanError(
-            f"--tower {tower}: some FFN must stand under a path with this word. The model has {known}."
-            f"{did_you_mean(tower or '', words)}"
-        )
-    try:
-        numbers = [rows[i] for rows in towers.values() for i in spec.layers.indices(len(rows))]
-    except ValueError as error:
-        raise PlanError(str(error)) from None
-    return {number: sites[number] for number in sorted(numbers)}
 
 
 def _load(folder: Path, config: Mapping[str, Any], dtype: Dtype) -> PreTrainedModel:

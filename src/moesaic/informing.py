@@ -171,7 +171,7 @@ def concerns(conversion: Conversion | Spliced, source: DenseCheckpoint) -> list[
                 short.setdefault(statistic.name(), []).append(lacking)
     for name, lacking in short.items():
         found.append(
-            f"{name}: the data should have more tokens. In {len(lacking)} of {len(conversion.layers)} layers the smallest "
-            f"part lacks up to {max(lacking):,}; estimates from so few are rough."
+            f"{name}: the data should have more tokens. In {len(lacking)} of {len(conversion.layers)} layers the "
+            f"smallest part lacks up to {max(lacking):,}; estimates from so few are rough."
         )
     return found

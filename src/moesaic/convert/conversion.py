@@ -146,9 +146,7 @@ def request(decoder: Decoder, options: Options) -> dict[str, str]:
     elif options.spec.shared_expert is False:
         found["no_shared_expert"] = "--no-shared-expert"
     if options.experts.needs_shared():
-        found["residual_experts"] = (
-            f"--experts {options.experts.name()} makes experts that lack what the shared one has"
-        )
+        found["residual_experts"] = f"--experts {options.experts.name()} puts a part into the shared expert"
     if options.untie:
         found["untie"] = "--untie"
     if not options.spec.normalize_gates:

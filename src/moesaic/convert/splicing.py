@@ -10,8 +10,9 @@ from typing import Any
 
 from moesaic.architectures.sparse import ExpertTensor
 from moesaic.convert.blocks import Block
+from moesaic.convert.choosing import choose
 from moesaic.convert.options import Options, check_methods, default_router, layer_spec
-from moesaic.errors import ArchitectureError, CheckpointError, PlanError, did_you_mean, listing
+from moesaic.errors import ArchitectureError, CheckpointError, PlanError, listing
 from moesaic.modeling.loading import model_class
 from moesaic.modeling.names import MERGED, read_as
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map, code_files, entry, section
@@ -234,7 +235,8 @@ def splice(config: Mapping[str, Any], options: Options, infos: Mapping[str, Tens
     model = skeleton(cls, settings)
     if infos is None:
         infos = {name: _info(tensor, config) for name, tensor in model.state_dict().items()}
-    chosen = _choose(sites, options)
+    picked = choose(sites, options.spec.layers, options.tower)
+    chosen = {n: layer_spec(options, site.hidden, site.width, gated=site.gated) for n, site in picked.items()}
     names = read_as(model, infos)
     router = options.router or default_router(options.experts, next(iter(chosen.values())))
     for moe in dict.fromkeys(chosen.values()):
@@ -272,37 +274,6 @@ def _info(tensor: Any, config: Mapping[str, Any]) -> TensorInfo:
     written = config.get("dtype") or config.get("torch_dtype")
     dtype = known.get(str(written), "F32") if tensor.dtype.is_floating_point else "I64"
     return TensorInfo(dtype, tuple(tensor.shape))
-
-
-def _choose(sites: tuple[Site, ...], options: Options) -> dict[int, LayerSpec]:
-    """Return the sites that become MoE: `layers` is a rule on the FFNs of each tower."""
-    towers: dict[str, list[int]] = {}
-    for number, site in enumerate(sites):
-        if options.tower is None or _is_in(options.tower, site):
-            towers.setdefault(site.tower, []).append(number)
-    if not towers:
-        known = sorted({site.tower for site in sites})
-        raise PlanError(
-            f"--tower {options.tower}: some FFN must stand under a path with this word. The model has {known}."
-            f"{did_you_mean(options.tower or '', [word for tower in known for word in tower.split('.')])}"
-        )
-    chosen: dict[int, LayerSpec] = {}
-    for tower, numbers in towers.items():
-        try:
-            indices = options.spec.layers.indices(len(numbers))
-        except ValueError as error:
-            raise PlanError(f"{tower}: {error}") from None
-        chosen |= {numbers[i]: _spec(sites[numbers[i]], options) for i in indices}
-    return dict(sorted(chosen.items()))
-
-
-def _is_in(word: str, site: Site) -> bool:
-    """Whether a path has this word, as `vision` is in `vision_model.encoder.layers`; or is it."""
-    return any(part == word or part.startswith(f"{word}_") for part in site.tower.split(".")) or site.tower == word
-
-
-def _spec(site: Site, options: Options) -> LayerSpec:
-    return layer_spec(options, site.hidden, site.width, gated=site.gated)
 
 
 def _check_tensors(found: Spliced) -> None:
