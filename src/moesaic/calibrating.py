@@ -126,6 +126,8 @@ def calibrate(
     Traceback (most recent call last):
     moesaic.errors.SourceError: 'no-such-model': ...
     """
+    from moesaic.modeling.loading import quiet  # noqa: PLC0415  # imports transformers
+
     output = None if out is None else Output(Path(out), resume, overwrite)
     if output:
         output.settle()
@@ -134,22 +136,24 @@ def calibrate(
     checkpoint = DenseCheckpoint.open(folder)
     wanted = Wanted.of(checkpoint.config, spec or MoESpec(), experts, router, tower, statistics)
     model = _load(folder, checkpoint.config, how.dtype)
-    readers = open_readers(folder, model, how.window)
+    with quiet():
+        readers = open_readers(folder, model, how.window)
     items = open_data(data, tuple(readers), how.labels)
     name = Path(source).name if Path(source).exists() else str(source)
     origin = Origin(name, fingerprint(checkpoint), items.name, seed, how.dtype, how.window, how.batch_tokens)
-    found = run(
-        model,
-        wanted.sites,
-        wanted.statistics,
-        plan_batches(items, readers, seed=seed, batch_tokens=how.batch_tokens, max_tokens=how.max_tokens),
-        labels=items.labels,
-        origin=origin,
-        autocast=torch.bfloat16 if how.dtype == "bfloat16" else None,
-        keeping=output.keeping if output else None,
-        whole=tower is not None,
-        progress=_steps(progress, items, how.max_tokens),
-    )
+    with quiet():
+        found = run(
+            model,
+            wanted.sites,
+            wanted.statistics,
+            plan_batches(items, readers, seed=seed, batch_tokens=how.batch_tokens, max_tokens=how.max_tokens),
+            labels=items.labels,
+            origin=origin,
+            autocast=torch.bfloat16 if how.dtype == "bfloat16" else None,
+            keeping=output.keeping if output else None,
+            whole=tower is not None,
+            progress=_steps(progress, items, how.max_tokens),
+        )
     if output and join().rank == 0:
         found.save(output.file)
         discard(output.keeping.folder)
