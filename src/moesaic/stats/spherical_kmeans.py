@@ -16,6 +16,8 @@ SAMPLE = 16_384
 """Tokens that the restarts compete on."""
 FINALISTS = 2
 """Restarts that go on to all tokens: the best of them on the sample is not always the best."""
+ROUGH = 10
+"""Factor on the tolerance of the restarts, which need only be compared."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def spherical_kmeans(
     inverse_T = inverse_norms(x_TD)
     unit_TD, ones_T = _sample(x_TD, inverse_T, stream.child("sample"))
     tries = [
-        _lloyd(unit_TD, ones_T, _seeds(unit_TD, clusters, stream.child(i)), iterations, tolerance)
+        _lloyd(unit_TD, ones_T, _seeds(unit_TD, clusters, stream.child(i)), iterations, ROUGH * tolerance)
         for i in range(restarts)
     ]
     finalists = sorted(tries, key=_objective)[-FINALISTS:]
