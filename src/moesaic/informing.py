@@ -167,8 +167,8 @@ def concerns(conversion: Conversion | Spliced, source: DenseCheckpoint) -> list[
     for layer, seen in conversion.seen.items():
         found += health(router_weight(conversion, source, layer), tied).warnings(layer)
         for statistic, result in seen.results.items():
-            if lacking := statistic.shortfall(result):
-                short.setdefault(statistic.name(), []).append(lacking)
+            if missing := statistic.shortfall(result):
+                short.setdefault(statistic.name(), []).append(missing)
     for name, lacking in short.items():
         found.append(
             f"{name}: the data should have more tokens. In {len(lacking)} of {len(conversion.layers)} layers the "

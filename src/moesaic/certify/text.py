@@ -5,12 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from moesaic.errors import CertificateError
+from moesaic.calibration import open_data
+from moesaic.errors import CalibrationError, CertificateError
 from moesaic.lazy import torch
 from moesaic.texts import builtin
 
+ROWS = (".json", ".jsonl", ".yaml", ".yml")
+"""Endings of files that hold many texts."""
+MOST = 64  # texts of a folder
 PIECE = 2048  # tokens; a longer text is compared in pieces, so that attention's cost and a model's context are kept
 
 
@@ -30,7 +35,7 @@ class Text:
         Raises:
             CertificateError: if the file can't be read, holds no text, or there is no tokenizer for it.
         """
-        passages = builtin() if data is None else [(data.name, _read(data))]
+        passages = builtin() if data is None else _passages(data)
         encode = _tokenizer(dense)
         if data is not None:
             check(dense, data)
@@ -84,7 +89,7 @@ def check(dense: Path, data: Path) -> None:
     Raises:
         CertificateError: if the file can't be read, is empty, or the model has no tokenizer for it.
     """
-    if not _read(data).strip():
+    if not any(text.strip() for _, text in _passages(data)):
         raise CertificateError(f"{data}: the text must hold at least two tokens. Got none. Give more text.")
     if not _has_tokenizer(dense):
         raise CertificateError(
@@ -114,6 +119,17 @@ def _tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
         return ids
 
     return encode
+
+
+def _passages(data: Path) -> list[tuple[str, str]]:
+    """Return the texts of a file or folder by name: a plain text as a whole, of many texts a fair sample."""
+    if data.is_file() and data.suffix not in ROWS:
+        return [(data.name, _read(data))]
+    try:
+        items = islice(open_data(data).visit(seed=0), MOST)
+        return [(item.name, item.text) for item in items if item.text]
+    except CalibrationError as error:
+        raise CertificateError(str(error)) from error
 
 
 def _read(file: Path) -> str:
