@@ -62,10 +62,12 @@ def test_only_kinds_that_the_model_reads_are_visited(tmp_path: Path) -> None:
 
 
 def test_jsonl_json_and_rows(tmp_path: Path) -> None:
-    rows = ["plain", {"text": "labelled", "label": "b"}]
-    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    rows = ["plain", {"text": "line\u2028break", "label": "b"}]
+    (tmp_path / "x.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8"
+    )
     (tmp_path / "x.json").write_text(json.dumps(rows))
-    want = [("b", "labelled"), ("none", "plain")]
+    want = [("b", "line\u2028break"), ("none", "plain")]
     for source in (tmp_path / "x.jsonl", tmp_path / "x.json", rows):
         data = open_data(source)
         assert data.labels == ("b",)
@@ -85,6 +87,8 @@ def test_data_sets_of_the_datasets_library() -> None:
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
     assert open_data(rows).labels == ("no", "yes")
     assert found(open_data(rows)) == [("no", "b"), ("yes", "a")]
+    unknown = datasets.Dataset.from_dict({"text": ["a"], "label": [-1]}, features=features)
+    assert [item.label for item in open_data(unknown).visit(0)] == [None]
     streamed = rows.to_iterable_dataset()
     assert open_data(streamed).count is None
     assert found(open_data(streamed)) == found(open_data(rows))

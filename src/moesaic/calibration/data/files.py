@@ -112,7 +112,7 @@ def _text(file: File, place: int) -> Iterator[Item]:
 
 
 def _lines(file: File, place: int) -> Iterator[Item]:
-    for number, line in enumerate(piece(file.path, place, whole_lines=True).splitlines()):
+    for number, line in enumerate(piece(file.path, place, whole_lines=True).split("\n")):
         if line.strip():
             name = f"{file.name}:{place}:{number}"
             yield item_of(_json(line, name), name, label=file.label)

@@ -57,7 +57,7 @@ def item_of(row: Any, name: str, names: Sequence[str] = (), label: str | None = 
         return _refuse(row, name)
     own, image, audio, text = (row.get(field) for field in ("label", "image", "audio", "text"))
     if own is not None:
-        label = names[own] if isinstance(own, int) and 0 <= own < len(names) else str(own)
+        label = _named(own, names)
     return Item(
         name,
         label,
@@ -65,6 +65,13 @@ def item_of(row: Any, name: str, names: Sequence[str] = (), label: str | None = 
         None if image is None else Picture(name, _bytes(image)),
         None if audio is None else _sound(name, audio),
     )
+
+
+def _named(label: Any, names: Sequence[str]) -> str | None:
+    """Return a label by its name; a negative index means that there is none, as in `datasets`."""
+    if not isinstance(label, int) or not names or label >= len(names):
+        return str(label)
+    return names[label] if label >= 0 else None
 
 
 def _sound(name: str, value: Any) -> Sound:
