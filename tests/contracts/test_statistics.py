@@ -112,6 +112,13 @@ def test_a_result_can_be_taken_at_any_time(statistic: Statistic) -> None:
 
 
 @every_statistic
+def test_a_shortfall_is_a_number_of_tokens(statistic: Statistic) -> None:
+    lacking = statistic.shortfall(one_pass(statistic).finish())
+    assert isinstance(lacking, int)
+    assert lacking >= 0
+
+
+@every_statistic
 def test_the_tokens_are_never_written_to(statistic: Statistic) -> None:
     batch = whole(statistic)
     before = {name: view.clone() for name, view in vars(batch).items() if view is not None}

@@ -224,5 +224,5 @@ def test_infinite_inputs_after_the_pilot_are_refused() -> None:
 def test_the_shortfall_counts_up_to_fifty_tokens_a_dimension() -> None:
     result = clusters_of(planted(1000, 8, 4)[0])
     assert result["count_E"].tolist() == [250] * 4
-    assert Clusters.shortfall(result) == 150
-    assert Clusters.shortfall(clusters_of(planted(1600, 8, 4)[0])) == 0
+    assert Clusters(count=4).shortfall(result) == 150
+    assert Clusters(count=4).shortfall(clusters_of(planted(1600, 8, 4)[0])) == 0
