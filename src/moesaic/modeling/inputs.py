@@ -13,7 +13,7 @@ from moesaic.lazy import torch
 from moesaic.modeling.tiny import parts
 
 BATCH, TOKENS = 2, 12
-MOST = 8  # candidates tried for one model
+MOST = 16  # candidates tried for one model
 Inputs = dict[str, Any]
 MELS = ("num_mel_bins", "feature_size", "input_feat_per_channel", "input_dim", "n_mels", "mel_dim")
 ALWAYS = (
@@ -26,6 +26,9 @@ ALWAYS = (
     "bbox",
     "input_features_mask",
     "grid_thw",
+    "spatial_shapes",
+    "pixel_attention_mask",
+    "is_longer",
     "image_grid_thw",
     "past_values",
 )
@@ -69,7 +72,7 @@ class _Asked:
         lone = [n for n in full if n in must or n == self.main]
         both = [n for n in full if n in must or n in {self.main, "decoder_input_ids", "decoder_attention_mask"}]
         embeds = [*must, "inputs_embeds"] if "inputs_embeds" in known and "inputs_embeds" not in must else must
-        for names in (full, no_mask, plain, both, lone, must, embeds, rich):
+        for names in (full, rich, no_mask, plain, both, lone, must, embeds):
             if names and names not in seen:
                 seen.append(names)
                 yield names
@@ -112,12 +115,16 @@ class _Asked:
         return [flat, flat[:, :, None].expand(-1, -1, books).contiguous()] if books > 1 else [flat]
 
     def mask(self) -> list[torch.Tensor]:
+        if self.main == "input_features" and "input_ids" not in self.parameters:
+            return self.feature_masks()
         return [torch.ones(BATCH, TOKENS, dtype=torch.long)]
 
     def pixels(self) -> list[torch.Tensor]:
         channels = self.number("num_channels", "in_channels", "in_chans", "input_channels", default=3)
         sizes = dict.fromkeys([self.number("image_size", "img_size", "crop_size", default=64), 64, 224])
         frames = self.number("num_frames", default=2)
+        if {"grid_thw", "spatial_shapes", "image_grid_thw"} & set(self.parameters):
+            return self.patches()
         images = [self.random(BATCH, channels, n, n) for n in sizes]
         first = next(iter(sizes))
         videos = [self.random(BATCH, frames, channels, first, first), self.random(BATCH, 1, channels, first, first)]
@@ -125,16 +132,19 @@ class _Asked:
 
     def states(self) -> list[torch.Tensor]:
         width = self.number("hidden_size", "d_model", "embed_dim", "hidden_dim", "n_embd", "dim", default=32)
-        return [self.random(BATCH, TOKENS, width), self.random(TOKENS, width), self.random(BATCH, width, 16, 16)]
+        taken = self.number("input_dim", "input_size", "num_mel_bins", default=width)
+        batches = [self.random(BATCH, TOKENS, n) for n in dict.fromkeys([width, taken])]
+        return [*batches, self.random(TOKENS, width), self.random(BATCH, width, 16, 16)]
 
     def features(self) -> list[torch.Tensor]:
         mels = self.number(*MELS, default=80)
         frames = 2 * self.number("max_source_positions", default=64)
-        return [self.random(BATCH, mels, frames), self.random(BATCH, 64, mels), self.random(BATCH, mels, 128)]
+        flat = [self.random(BATCH, mels, frames), self.random(BATCH, 64, mels), self.random(BATCH, mels, 128)]
+        return [*flat, self.random(BATCH, 1, 1024, mels)]
 
     def feature_masks(self) -> list[torch.Tensor]:
         shapes = [t.shape for t in self.features()]
-        frames = [shapes[0][2], shapes[1][1], shapes[2][2]]
+        frames = dict.fromkeys([shapes[0][2], shapes[1][1], shapes[2][2]])
         return [torch.ones(BATCH, n, dtype=torch.long) for n in frames]
 
     def sound(self) -> list[torch.Tensor]:
@@ -160,14 +170,16 @@ class _Asked:
 
     def patches(self) -> list[torch.Tensor]:
         """Pixels as Qwen2-VL's vision towers take them: one row a patch."""
-        if "grid_thw" not in self.parameters:
+        if not {"grid_thw", "spatial_shapes", "image_grid_thw"} & set(self.parameters):
             return self.states()
         side = self.number("patch_size", default=14)
         depth = self.number("temporal_patch_size", default=1)
         channels = self.number("in_channels", "in_chans", "num_channels", default=3)
         width = self.number("hidden_size", "embed_dim", default=32)
         flat = self.random(16, channels * depth * side * side)
-        return [flat, self.random(16, channels, side, side), self.random(16, width)]
+        more = [self.random(16, channels, side, side), self.random(16, width)]
+        batch = self.random(1, 16, channels * depth * side * side)
+        return [batch, flat, *more] if "spatial_shapes" in self.parameters else [flat, batch, *more]
 
 
 MAKERS: dict[str, Callable[[_Asked], list[Any]]] = {
@@ -180,6 +192,9 @@ MAKERS: dict[str, Callable[[_Asked], list[Any]]] = {
     "encoder_hidden_states": _Asked.encoded,
     "bbox": _Asked.boxes,
     "grid_thw": _Asked.grid,
+    "spatial_shapes": lambda _: [torch.tensor([[4, 4]])],
+    "pixel_attention_mask": lambda _: [torch.ones(1, 16, dtype=torch.long)],
+    "is_longer": lambda _: [torch.zeros(BATCH, 1, dtype=torch.bool)],
     "image_grid_thw": _Asked.grid,
 }
 

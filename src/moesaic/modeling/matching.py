@@ -37,6 +37,20 @@ def activations(first: Iterable[str] = ()) -> dict[str, Act]:
     return {name: ACT2FN[name] for name in names if name not in {"linear", *LEARNED}}
 
 
+def _continued(sites: dict[str, Site], record: Record, acts: dict[str, Act], few: Few) -> set[str]:
+    """Return the last linears whose outputs go through another activation into another linear, of whatever size."""
+    found: set[str] = set()
+    ends: list[Call] = []
+    for call in record.calls:
+        same = [end for end in ends if end.y.shape == call.x.shape and end.path not in found]
+        if same and bool(torch.isfinite(call.x).all()):
+            test = _Test(call.x, acts, few)
+            found |= {end.path for end in same if test.fits(end.y, None, (id(end), 0))}
+        if call.path in sites:
+            ends.append(call)
+    return found
+
+
 Few = dict[tuple[int, int], torch.Tensor]
 """Activations of a few elements, [activations, elements], of each tensor of a run."""
 
@@ -61,7 +75,15 @@ def match(record: Record, acts: dict[str, Act]) -> tuple[dict[str, Site], dict[s
         elif site is not None:
             sites[call.path] = site
         by_x.setdefault(call.mark, []).append(call)
+    chained = _chained(sites) | _continued(sites, record, acts, few)
+    refused |= dict.fromkeys(chained, "it belongs to a chain of more than two linears")
     return {path: site for path, site in sites.items() if path not in refused}, refused
+
+
+def _chained(sites: dict[str, Site]) -> set[str]:
+    """Return the last linears of FFNs of which one ends where another begins."""
+    begins = {path: last for last, site in sites.items() for path in site.first}
+    return {path for last in sites if last in begins for path in (last, begins[last])}
 
 
 class _Test:

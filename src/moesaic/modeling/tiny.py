@@ -33,10 +33,11 @@ FFN_WIDTH = re.compile(
 WIDTH = re.compile(
     FFN_WIDTH.pattern + r"|(hidden_sizes?|hidden_dims?|hidden_channels|d_model|d_inner|n_embd|embed_dims?"
     r"|embedding_dims?|embedding_size|emb_dim|word_embed_proj_dim|lm_hidden_size|projection_dim|proj_dim"
-    r"|projection_size|proj_size|output_dims?|out_dims?|input_dim|channels|lora_rank|encoder_hidden_dim|lru_width"
+    r"|projection_size|proj_size|output_dims?|out_dims?|input_dim|channels|lora_rank|encoder_hidden_dim|lru_width|d_ssm"
     r"|conv_dims?|n_state|pooler_output_size|vision_dim|text_dim|audio_dim|query_dim|context_dim|model_dim|dim_model"
     r"|token_dim|latent_dim|^dim|^width)$"
 )
+CHANNELS = re.compile(r"channels$|^upsample_initial_channel$")
 HIDDEN = re.compile(r"^(hidden_sizes?|d_model|embed_dim|hidden_dim|n_embd|dim)$")
 HEADS = re.compile(
     r"(^|_)(heads|n_heads?|nhead|num_heads\w*|num_attention_heads\w*|num_kv|n_kv_heads?|multi_query_group_num)$"
@@ -126,11 +127,16 @@ class _Shrinker:
         values = config.to_dict()
         depths = self.depths(values) if self.scale.depth else {}
         for key, value in values.items():
-            part = getattr(config, key, None) if not key.startswith("_") else None
+            part = vars(config).get(key)
             if isinstance(part, PreTrainedConfig):
                 values[key] = self.shrink(part).to_dict()
             elif key == "rope_parameters" and isinstance(value, dict):
                 values[key] = self.rope(value)
+                if "mrope_section" in config.ignore_keys_at_rope_validation and "mrope_section" not in value:
+                    values[key]["mrope_section"] = self.mrope(config)
+            elif key == "per_layer_config" and isinstance(value, dict):
+                left = max((new for _, new in depths.values()), default=len(value))
+                values[key] = {n: self.layer(v) for n, v in value.items() if int(n) < left}
             elif key == "image_size":
                 values[key] = _image(value, values.get("patch_size"))
             elif not isinstance(value, dict | str | bool | None):
@@ -140,6 +146,17 @@ class _Shrinker:
             values.pop(key, None)
         values.pop("_attn_implementation_internal", None)
         return type(config).from_dict(values)
+
+    def layer(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Shrink what one layer has otherwise than the rest."""
+        return {key: self.value(key, value, {}) for key, value in values.items()}
+
+    def mrope(self, config: PreTrainedConfig) -> list[int]:
+        """Return sections for the half of a small head; models have a constant, of large heads, where none are set."""
+        share = vars(config)["rope_parameters"].get("partial_rotary_factor", 1.0)
+        size = max(_head_dims(config), default=128) // self.scale.head_dim
+        half = int(size * share) // 2
+        return [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
 
     def depths(self, values: dict[str, Any]) -> dict[str, tuple[int, int]]:
         """Return {key: (old, new)} of every number of layers, new being enough for every kind of layer."""
@@ -160,7 +177,7 @@ class _Shrinker:
             return depths[key][1]
         if isinstance(value, list | tuple):
             return self.many(key, list(value), depths)
-        if isinstance(value, int):
+        if _is_int(value):
             return self.number(key, value, depths)
         return value
 
@@ -190,12 +207,17 @@ class _Shrinker:
             (re.compile(r"groups$"), lambda n: min(n, 4) if self.scale.width > 1 else n),
             (HEADS, lambda n: max(1, n // self.scale.heads)),
             (HEAD_DIM, lambda n: max(1, n // self.scale.head_dim)),
+            (CHANNELS, self.channels),
             (WIDTH, self.width),
         ]
         return next((rule(n) for pattern, rule in rules if pattern.search(key)), n)
 
     def width(self, n: int) -> int:
         return n if n < 16 or self.scale.width == 1 else max(8, 4 * ceil(n / self.scale.width / 4))
+
+    def channels(self, n: int) -> int:
+        """Return a number of channels that 32 groups of a norm divide; those of colours stay."""
+        return n if n <= 4 or self.scale.width == 1 else 32 * ceil(n / self.scale.width / 32)
 
     def token(self, n: int) -> int:
         """Return an id within the small vocabulary; equal ids stay equal and different ones different."""
@@ -243,7 +265,7 @@ def _image(size: Any, patch: Any) -> Any:
     step = 2 * max(_numbers(patch), default=1)
     while _is_int(size) and size > MAX_IMAGE and size % (2 * step) == 0:
         size //= 2
-    return size
+    return step * max(1, MAX_IMAGE // step) if _is_int(size) and size > 2 * MAX_IMAGE else size
 
 
 def _section(values: list[int] | tuple[int, ...], by: int) -> list[int]:

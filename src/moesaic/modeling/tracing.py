@@ -30,7 +30,7 @@ NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a path's integer component
 
 
 ENOUGH = 2  # twins tried for the sake of a part that does not run
-DTYPE = re.compile("[Dd]type|[Dd]ouble|Float|NaN")  # an error that float32 may not have
+DTYPE = re.compile("[Dd]type|[Dd]ouble|Float|NaN|overflow")  # an error that float32 may not have
 NOT_RUN = "could not be run alone"
 
 

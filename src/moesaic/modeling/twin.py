@@ -17,7 +17,7 @@ from moesaic.lazy import torch
 from moesaic.modeling.inputs import Inputs, candidates
 from moesaic.modeling.tiny import Scale, tiny_config
 
-PATIENCE = 6  # inputs of which the same error is taken
+PATIENCE = 10  # inputs of which the same error is taken
 MAX_WEIGHTS = 40_000_000  # of a twin; more would take seconds and gigabytes for nothing
 
 
@@ -48,10 +48,20 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, scale: Scale, dt
     return twin
 
 
+def again(twin: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Return another model of the same class, config and random draws, in this dtype."""
+    with quiet(), default_dtype(dtype):
+        bare: Any = type(twin)(twin.config)
+    model: PreTrainedModel = bare.to(dtype).eval()
+    randomize(model)
+    return model
+
+
 def skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Return the model on the meta device: all its modules, no memory."""
     with quiet(), torch.device("meta"):
-        return cls(config)
+        model: PreTrainedModel = cls(config)
+    return model
 
 
 @torch.no_grad()
@@ -78,7 +88,7 @@ def run(model: PreTrainedModel) -> tuple[Inputs, list[torch.Tensor]]:
     """Return the first dummy inputs that the model takes, and its outputs.
 
     Raises:
-        TwinError: where it takes none; says why the first was refused.
+        TwinError: where it takes none; says why the first few were refused.
     """
     problems: Counter[str] = Counter()
     for inputs in candidates(model):
@@ -92,7 +102,7 @@ def run(model: PreTrainedModel) -> tuple[Inputs, list[torch.Tensor]]:
         problems[problem] += 1
         if problems[problem] > PATIENCE:
             break
-    raise TwinError(next(iter(problems), "no inputs are known"))
+    raise TwinError(" / ".join(list(problems)[:3]) or "no inputs are known")
 
 
 @torch.no_grad()
