@@ -1,10 +1,12 @@
 """One mixture-of-experts layer against a dense gated FFN of the same active FLOPs, and against transformers' own.
 
 D = 512, 8 experts of width 1376, top-2, and the dense FFN of width 2752. One thread, CPU time, all implementations in
-turn, minimum over the rounds. Freed memory stays in the process (`MALLOC_*`, set below by starting again): otherwise
-each run pays or does not pay for fresh pages by the accident of what was freed before it, up to 1.6 microseconds each.
+turn, minimum over the rounds.
 
-    python benchmarks/layer.py [--rounds 8] [--tokens 4096 1024 256 16 1]
+Memory that a step frees goes back to the system, and fresh pages cost up to 1.6 microseconds each on a virtual machine.
+`--keep-memory` starts again with an allocator that keeps it: then steps cost no pages, whatever ran before them.
+
+    python benchmarks/layer.py [--rounds 8] [--tokens 4096 1024 256 16 1] [--keep-memory]
 """
 
 from __future__ import annotations
@@ -119,8 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--tokens", type=int, nargs="+", default=[4096, 1024, 256, 16, 1])
+    parser.add_argument("--keep-memory", action="store_true")
     args = parser.parse_args()
-    if not KEEP_MEMORY.items() <= os.environ.items():
+    if args.keep_memory and not KEEP_MEMORY.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(1)
     stock.register()

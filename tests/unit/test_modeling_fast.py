@@ -151,15 +151,17 @@ def test_frozen_parts_change_no_other_gradient(frozen: str, others: bool) -> Non
     compare(case, ROUNDING)
 
 
-def test_frozen_experts_cost_no_products() -> None:
-    case = Case.make(9)
-    for tensor in (case.up, case.down):
+@pytest.mark.parametrize(("trained", "products"), [("x", 2), ("down", 1), ("up", 2), ("up_bias", 1), ("router", 0)])
+def test_what_is_frozen_costs_no_products(trained: str, products: int) -> None:
+    case = Case.make(30, biased=True)
+    for tensor in case.trained():
         tensor.requires_grad_(requires_grad=False)
+    tensor = getattr(case, trained).requires_grad_()
     y = case.run()
     with torch.profiler.profile() as seen:
-        gradients(y, [case.x])
-    products = sum(event.count for event in seen.key_averages() if event.key == "aten::mm")
-    assert products <= 2 * len(case.up) + 2  # back through down and up of each expert, and through the router
+        gradients(y, [tensor])
+    calls = sum(event.count for event in seen.key_averages() if event.key == "aten::mm")
+    assert products * len(case.up) <= calls <= products * len(case.up) + 2  # two of the router
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -212,34 +212,49 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, dy_TD: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # read once: gradient checkpointing gives them out once
         token_S, pair_S, back_TK, x_TD, weights_TK, *experts, out_SD = saved[:10]
+        up_END, down_EDf = experts[:2]
         grads = _Gradients(*map(_empty, experts, ctx.needs_input_grad[5:]))
         dx_SD = _empty(out_SD, ctx.needs_input_grad[3])
         dweights_S = _empty(weights_TK.flatten(), ctx.needs_input_grad[4])
         weights_S1 = weights_TK.reshape(-1, 1).index_select(0, pair_S)
-        up_END, down_EDf = experts[:2]
         for block, h_SN in zip(ctx.blocks, saved[10:], strict=True):
             token = token_S[block.rows]
             dout_SD = dy_TD.index_select(0, token)
             if dweights_S is not None:
-                dweights = (dout_SD * out_SD[block.rows]).sum(-1, dtype=weights_TK.dtype)
-                dweights_S[block.rows] = dweights
+                dweights_S[block.rows] = (dout_SD * out_SD[block.rows]).sum(-1, dtype=weights_TK.dtype)
             dout_SD *= weights_S1[block.rows]
-            leaf_SN = h_SN.detach().requires_grad_()
-            with torch.enable_grad():
-                inner_Sf = ctx.activate(leaf_SN)
-            _outer(block, dout_SD, inner_Sf.detach(), grads.down_EDf, grads.down_bias_ED)
-            if dx_SD is None and grads.up_END is None and grads.up_bias_EN is None:
-                continue
-            dinner_Sf = _multiply(block, dout_SD, down_EDf, torch.empty_like(inner_Sf))
-            (dh_SN,) = torch.autograd.grad(inner_Sf, leaf_SN, dinner_Sf)
-            if grads.up_END is not None or grads.up_bias_EN is not None:
-                _outer(block, dh_SN, x_TD.index_select(0, token), grads.up_END, grads.up_bias_EN)
-            if dx_SD is not None:
-                _multiply(block, dh_SN, up_END, dx_SD[block.rows])
+            if dx_SD is not None or any(grad is not None for grad in grads):
+                dx = None if dx_SD is None else dx_SD[block.rows]
+                _pull(block, dout_SD, h_SN, x_TD.index_select(0, token), ctx.activate, up_END, down_EDf, grads, dx)
         _zero_unused(grads, ctx.blocks)
         dx_TD = None if dx_SD is None else _combine(dx_SD, back_TK)
         dweights_TK = None if dweights_S is None else dweights_S[back_TK]
         return None, None, None, dx_TD, dweights_TK, *grads
+
+
+def _pull(
+    block: _Block,
+    dout_SD: Tensor,
+    h_SN: Tensor,
+    x_SD: Tensor,
+    activate: Activation,
+    up_END: Tensor,
+    down_EDf: Tensor,
+    grads: _Gradients,
+    dx_SD: Tensor | None,
+) -> None:
+    """Pull the gradient of a block's outputs back through its experts, and write what is wanted."""
+    leaf_SN = h_SN.detach().requires_grad_()
+    with torch.enable_grad():
+        inner_Sf = activate(leaf_SN)
+    _outer(block, dout_SD, inner_Sf.detach(), grads.down_EDf, grads.down_bias_ED)
+    if dx_SD is None and grads.up_END is None and grads.up_bias_EN is None:
+        return
+    dinner_Sf = _multiply(block, dout_SD, down_EDf, torch.empty_like(inner_Sf))
+    (dh_SN,) = torch.autograd.grad(inner_Sf, leaf_SN, dinner_Sf)
+    if dx_SD is not None:
+        _multiply(block, dh_SN, up_END, dx_SD)
+    _outer(block, dh_SN, x_SD, grads.up_END, grads.up_bias_EN)
 
 
 def _empty(like: Tensor | None, wanted: bool) -> Tensor | None:
