@@ -28,7 +28,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from moesaic.errors import MoesaicError
 from moesaic.modeling.recording import is_linear
 from moesaic.modeling.spliced import MoELayer, splice
-from moesaic.modeling.tracing import NUMBER, Run, model_class, twin_of
+from moesaic.modeling.survey import NUMBER, Run, twin_of
+from moesaic.modeling.tracing import model_class
 from moesaic.modeling.twin import again, first_line, outputs, quiet
 from moesaic.sites import Site
 
@@ -113,13 +114,14 @@ def _cover(model_type: str) -> Row:
             config = default_config(model_type)
         chosen = model_class(config)
         cls = chosen.__name__
-        twin, (sites, refused, runs) = twin_of(chosen, config)
+        twin, seen = twin_of(chosen, config)
+        sites, refused = seen.sites, seen.refused
         if not sites:
             linears = any(is_linear(module) for module in twin.modules())
             reasons = [f"{path}: {why}" for path, why in list(refused.items())[:2]]
             why = "; ".join(reasons) or ("None was found." if linears else "It has no linears.")
             return Row(model_type, cls, "refused", why)
-        wrong, difference = compared(twin, sites, runs)
+        wrong, difference = compared(twin, sites, seen.runs)
         notes = [f"{path}: {why}" for path, why in refused.items()]
         return Row(model_type, cls, "wrong" if wrong else "exact", wrong or "; ".join(notes), kinds(sites), difference)
     except MoesaicError as error:

@@ -16,8 +16,9 @@ from transformers.activations import ACT2FN
 from moesaic.errors import ArchitectureError
 from moesaic.modeling.matching import LEARNED, activations, match
 from moesaic.modeling.recording import recording
+from moesaic.modeling.survey import twin_of
 from moesaic.modeling.tiny import scales, tiny_config
-from moesaic.modeling.tracing import find, model_class, trace, twin_of
+from moesaic.modeling.tracing import find, model_class, trace
 from moesaic.modeling.twin import build, randomize
 from moesaic.sites import Site
 
@@ -188,7 +189,7 @@ def test_the_twin_keeps_the_config_and_is_small(model_type: str) -> None:
     twin = build(model_class(config), config, scales(config)[0], torch.float64)
     assert config.to_dict() == before
     assert sum(p.numel() for p in twin.parameters()) < 30_000_000
-    assert all(s.width != s.hidden for s in twin_of(model_class(config), config)[1][0].values())
+    assert all(s.width != s.hidden for s in twin_of(model_class(config), config)[1].sites.values())
 
 
 D, F = 6, 10

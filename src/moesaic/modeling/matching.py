@@ -121,7 +121,7 @@ def _some(t: torch.Tensor) -> torch.Tensor:
     return t[rows][:, columns].flatten()
 
 
-Found = tuple[list[Call], Layout, str]
+Fit = tuple[list[Call], Layout, str]
 
 
 def _site(last: Call, by_x: dict[Any, list[Call]], acts: dict[str, Act], few: Few) -> Site | None:
@@ -141,7 +141,7 @@ def _site(last: Call, by_x: dict[Any, list[Call]], acts: dict[str, Act], few: Fe
     return None
 
 
-def _plain(test: _Test, firsts: list[Call]) -> Found | None:
+def _plain(test: _Test, firsts: list[Call]) -> Fit | None:
     for first in reversed(firsts):
         act = test.fits(first.y, None, (id(first), 0))
         if act:
@@ -149,7 +149,7 @@ def _plain(test: _Test, firsts: list[Call]) -> Found | None:
     return None
 
 
-def _gated(test: _Test, firsts: list[Call]) -> Found | None:
+def _gated(test: _Test, firsts: list[Call]) -> Fit | None:
     for gate, up in itertools.permutations(firsts, 2):
         if gate.path != up.path and (gate.module.bias is None) == (up.module.bias is None):
             act = test.fits(gate.y, up.y, (id(gate), 0))
@@ -158,7 +158,7 @@ def _gated(test: _Test, firsts: list[Call]) -> Found | None:
     return None
 
 
-def _fused(test: _Test, firsts: list[Call]) -> Found | None:
+def _fused(test: _Test, firsts: list[Call]) -> Fit | None:
     for first in reversed(firsts):
         for number, (layout, cut) in enumerate(HALVES.items()):
             a, b = cut(first.y)
