@@ -9,6 +9,7 @@ from moesaic.architectures import DenseFamily, SparseTarget, Wrapper, records
 from moesaic.experts.base import ExpertInit
 from moesaic.method import Method, registry
 from moesaic.routers.base import RouterInit
+from moesaic.stats import Statistic
 
 HERE = Path(__file__).parent
 
@@ -19,6 +20,7 @@ def methods() -> str:
     kinds: list[tuple[str, dict[str, type[Method]]]] = [
         ("Expert inits", {**registry("moesaic.experts", ExpertInit)}),
         ("Router inits", {**registry("moesaic.routers", RouterInit)}),
+        ("Statistics, which methods declare", {**registry("moesaic.stats", Statistic)}),
     ]
     for title, found in kinds:
         lines += ["", f"## {title}", "", "| name | makes | reference | fields |", "|---|---|---|---|"]

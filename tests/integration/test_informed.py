@@ -96,12 +96,7 @@ def test_experts_on_disk_are_those_of_the_statistics(
         layer = made.conversion.layers[number]
         stream = Stream(0).child("cluster_aware", number)
         want = torch.stack([e.up for e in experts.experts(dense_ffn(dense, site), layer, stream, seen.seen(site))])
-        names = [
-            f"model.layers.{number}.mlp.experts.gate_up_proj",
-            f"encoder.layer.{number}.output.dense.experts.up_proj",
-        ]
-        stored = next(state[name] for name in names if name in state)
-        stored = stored[:, -want.shape[1] :]  # gate rows come first
+        stored = state[where.format(number)][:, -want.shape[1] :]  # gate rows come first
         assert_close(stored, want.to(stored.dtype), rtol=1e-6, atol=1e-7)  # written in the checkpoint's dtype
     assert (tmp_path / "moe" / "moesaic.json").read_text().count('"sha256"') >= 2  # of the weights, of the data
 
