@@ -1,0 +1,165 @@
+"""Real texts, pictures and recordings, each in two folders that share no item: one to calibrate on, one to certify on.
+
+Texts are Python's manual and docstrings, the licences of Debian and moesaic's passages. Pictures and recordings are the
+clip art of Debian's `tuxpaint-stamps-default` (GPL-2), fetched by apt-get once, checked and unpacked into moesaic's
+cache, never installed. What shares a source (a module, a family of licences, an English name) stays together. All are
+written as many small files, so that any beginning of their random order is a fair sample.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import soundfile
+from PIL import Image
+from scipy.signal import resample_poly
+
+from moesaic.checkpoints.sources import cache
+from moesaic.texts import builtin
+
+DEB = "tuxpaint-stamps-default=2022.06.04-1"
+DEB_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
+STAMPS = Path("usr/share/tuxpaint/stamps")
+PARTS = ("calibration", "held-out")
+LICENCES = Path("/usr/share/common-licenses")
+TEXT = 2000  # characters of a file, at most but for its last paragraph
+SIDE = 256  # pixels of a picture's shorter side; the models take 224
+RATE = 16_000  # hertz
+CLIP, PAUSE = 28.0, 0.3  # seconds of a clip of joined recordings, and between two of them
+LANGUAGES = ("fr", "es", "ru", "ro", "ca", "bg")
+
+
+def part(key: str) -> str:
+    """Return the part that everything with this source belongs to; one in five is held out."""
+    return PARTS[hashlib.sha256(key.encode()).digest()[0] < 256 // 5]
+
+
+def stamps() -> Path:
+    """Return the folder of the stamps, fetched on first use."""
+
+    def fetch(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as download:
+            subprocess.run(["apt-get", "download", "-qq", DEB], cwd=download, check=True)
+            (archive,) = Path(download).glob("*.deb")
+            if (found := cache.digest(archive)) != DEB_SHA256:
+                raise SystemExit(f"{DEB}: the package must have sha256 {DEB_SHA256}. Got {found}.")
+            subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
+
+    return cache.build(f"stamps-{DEB_SHA256[:12]}", fetch) / STAMPS
+
+
+def write_texts(out: Path) -> None:
+    """Write texts, a folder per domain."""
+    for domain, name, text in documents():
+        for number, piece in enumerate(pieces(text)):
+            file = out / part(name) / domain / f"{name}-{number:03}.txt"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(piece)
+
+
+def documents() -> Iterator[tuple[str, str, str]]:
+    """Yield (domain, source, text)."""
+    for name, text in topics.items():
+        yield "manual", name, text
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
+        yield "docstrings", path.stem, "\n\n".join(docstrings(path))
+    licences = [path for path in sorted(LICENCES.glob("*")) if not path.is_symlink()]
+    families = ["GNU" if path.name[0] in "GL" else path.name for path in licences]
+    for family in dict.fromkeys(families):
+        texts = [path.read_text() for path, own in zip(licences, families, strict=True) if own == family]
+        yield "licences", family, "\n\n".join(texts)
+    for name, text in builtin():
+        yield "passages", name, text
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (found := ast.get_docstring(node)):
+            yield found
+
+
+def pieces(text: str) -> Iterator[str]:
+    """Yield whole paragraphs together, about TEXT characters at a time."""
+    held: list[str] = []
+    for paragraph in text.split("\n\n"):
+        held.append(paragraph)
+        if sum(map(len, held)) >= TEXT:
+            yield "\n\n".join(held)
+            held = []
+    if any(paragraph.strip() for paragraph in held):
+        yield "\n\n".join(held)
+
+
+def write_pictures(source: Path, out: Path) -> None:
+    """Write all pictures on white, a folder per category."""
+    for path in sorted(source.rglob("*.png")):
+        if path.stem.endswith("_mirror"):
+            continue
+        place = path.relative_to(source)
+        file = out / part(names(path.with_suffix(".txt")).get("en", path.stem)) / place.parts[0] / "-".join(place.parts)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.open(path).convert("RGBA")
+        scale = SIDE / min(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)))
+        Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").save(file, compress_level=1)
+
+
+def write_recordings(source: Path, out: Path, clips: dict[str, int]) -> None:
+    """Write clips of recordings one after the other, with their transcript, taking turns with the languages.
+
+    The model hears 30 s whatever there is, and a name takes 1 to 2 s to say: alone it would mean 95 % of silence.
+
+    Args:
+        clips: how many of each part, for all languages.
+    """
+    for name, count in clips.items():
+        folder = out / name
+        folder.mkdir(parents=True)
+        made = {language: joined(source, language, name) for language in LANGUAGES}
+        with (folder / "clips.jsonl").open("w") as rows:
+            for number in range(count):
+                language = LANGUAGES[number % len(LANGUAGES)]
+                wave, text = next(made[language])
+                audio = folder / f"{language}-{number:03}.flac"
+                soundfile.write(audio, wave, RATE)
+                row = {"audio": str(audio.resolve()), "text": text, "label": language}
+                rows.write(json.dumps(row) + "\n")
+
+
+def joined(source: Path, language: str, name: str) -> Iterator[tuple[np.ndarray, str]]:
+    """Yield clips [T] of one language and part of the data, with what is said in them."""
+    waves: list[np.ndarray] = []
+    said: list[str] = []
+    for path in sorted(source.rglob(f"*_desc_{language}.ogg"), key=lambda path: part(path.name) + digest(path.name)):
+        known = names(path.with_name(path.name.replace(f"_desc_{language}.ogg", ".txt")))
+        if part(known.get("en", path.name)) != name or language not in known:
+            continue
+        wave, rate = soundfile.read(path, always_2d=True)
+        wave = resample_poly(wave.mean(1), RATE, rate)
+        if sum(map(len, waves)) + len(wave) > CLIP * RATE:
+            yield np.concatenate(waves), " ".join(said)
+            waves, said = [], []
+        waves += [wave, np.zeros(int(PAUSE * RATE))]
+        said.append(known[language])
+
+
+def names(file: Path) -> dict[str, str]:
+    """Return language -> name of a stamp; {} where it has none."""
+    if not file.exists():
+        return {}
+    first, *rest = file.read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(".utf8=") for line in rest)
+    return {"en": first.strip()} | {code: name.strip() for code, mark, name in pairs if mark}
+
+
+def digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
