@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -25,7 +26,7 @@ from moesaic.routing import Routing
 from moesaic.sites import Site
 
 SAMPLE = 256
-"""Tokens of an FFN on which all of its experts are run."""
+"""Tokens of an FFN on which all of its experts are run, about; evenly from all batches."""
 FAITHFUL = 1e-3
 """Largest difference, as a share of the largest value, between an FFN that was found and what the model computes."""
 
@@ -125,7 +126,8 @@ def certify_spliced(
     models = [load(dense, dense_config, torch.float32), load(moe, moe_config, torch.float32)]
     batches = open_batches(dense, models[0], data, max_tokens)
     whole = Comparison()
-    layers = [_Layer(number, one) for number, one in zip(record["spec"]["moe_layers"], entries, strict=True)]
+    share = math.ceil(SAMPLE / len(batches.feeds))
+    layers = [_Layer(number, one, share) for number, one in zip(record["spec"]["moe_layers"], entries, strict=True)]
     steps = 2 * len(layers) * len(batches.feeds)
     with quiet():
         for feed in batches.feeds:
@@ -138,6 +140,8 @@ def certify_spliced(
             name = _main(first)
             whole.add(name, first[name], second[name], feed)
     hold_to_promise(record, whole.output, whole.max_diff, whole.max_value)
+    for layer in layers:
+        layer.compare_experts(models[1])
     is_logits = whole.output == "logits"
     return SplicedCertificate(
         data=batches.name,
@@ -156,19 +160,31 @@ def certify_spliced(
 
 @dataclass
 class _Layer:
-    """One MoE layer while it is watched in both models; `x` holds its dense inputs, `dense_y` waits for the MoE's."""
+    """One MoE layer while it is watched in both models; `dense_y` waits for the MoE's.
+
+    Args:
+        share: tokens of each batch that `sample` takes, spread over it: neighbours in a text or picture are alike.
+    """
 
     number: int
     entry: Mapping[str, Any]
+    share: int
     tally: LayerTally = field(default_factory=LayerTally)
     dense_y: list[torch.Tensor] = field(default_factory=list)
-    sample: torch.Tensor | None = None
+    sample: list[torch.Tensor] = field(default_factory=list)
     alike: tuple[float, float] | None = None
     diversity: float = 0.0
 
     @property
     def site(self) -> Site:
         return Site.from_json({key: value for key, value in self.entry.items() if key in Site.__dataclass_fields__})
+
+    def compare_experts(self, moe: torch.nn.Module) -> None:
+        """See how alike the experts are, in what they make of the sample and in their weights."""
+        module: Any = moe.get_submodule(self.site.last)
+        if self.sample:  # data of one kind do not run all towers
+            self.alike = _alike(module, torch.cat(self.sample))
+        self.diversity = mean_distance(list(module.experts.down_proj.detach()))
 
     def row(self) -> dict[str, Any]:
         """Return its row in the certificate."""
@@ -199,10 +215,11 @@ def _dense(model: torch.nn.Module, layer: _Layer, feed: Feed) -> Iterator[Any]:
 
     def gave(_module: Any, _args: Any, y: torch.Tensor) -> None:
         rows = match(feed, y.numel() // y.shape[-1], y.device)
-        y_TD = rows.of(y)
-        if layer.sample is None:
-            layer.sample = rows.of(inputs[-1])[:SAMPLE]
-            _check_found(model, site, layer.sample, y_TD[:SAMPLE])
+        x_TD, y_TD = rows.of(inputs.pop()), rows.of(y)
+        places = torch.linspace(0, len(x_TD) - 1, min(layer.share, len(x_TD))).long()
+        if not layer.sample:
+            _check_found(model, site, x_TD[places], y_TD[places])
+        layer.sample.append(x_TD[places])
         layer.dense_y.append(y_TD)
 
     yield model.get_submodule(site.first[0]).register_forward_pre_hook(took)
@@ -232,9 +249,6 @@ def _sparse(model: torch.nn.Module, layer: _Layer, feed: Feed) -> Iterator[Any]:
         normalize = layer.entry["normalize_gates"]
         layer.tally.route(Routing.from_logits(rows.of(logits_TE), layer.entry["top_k"], normalize=normalize))
 
-    if layer.sample is not None and layer.alike is None:
-        layer.alike = _alike(module, layer.sample)
-        layer.diversity = mean_distance(list(module.experts.down_proj.detach()))
     yield module.register_forward_hook(gave)
     yield module.router.register_forward_hook(routed)
 
