@@ -31,6 +31,12 @@ ALWAYS = (
     "is_longer",
     "image_grid_thw",
     "past_values",
+    "past_time_features",
+    "past_observed_mask",
+    "future_values",
+    "future_time_features",
+    "visual_feats",
+    "visual_pos",
 )
 
 
@@ -134,7 +140,26 @@ class _Asked:
         width = self.number("hidden_size", "d_model", "embed_dim", "hidden_dim", "n_embd", "dim", default=32)
         taken = self.number("input_dim", "input_size", "num_mel_bins", default=width)
         batches = [self.random(BATCH, TOKENS, n) for n in dict.fromkeys([width, taken])]
-        return [*batches, self.random(TOKENS, width), self.random(BATCH, width, 16, 16)]
+        return [*batches, self.random(TOKENS, width), self.random(BATCH, width, 16, 16), self.random(BATCH, 3, 64, 64)]
+
+    def past(self, *shape: int) -> list[torch.Tensor]:
+        """Return a time series as long as the model looks back, or looks at."""
+        lags = max((max(vars(part).get("lags_sequence") or [0]) for part in parts(self.config)), default=0)
+        length = self.number("context_length", default=16) + lags
+        channels = self.number("num_input_channels", "input_size", default=1)
+        return [self.random(BATCH, length, *shape), self.random(BATCH, length, *(shape or (channels,)))]
+
+    def past_features(self) -> list[torch.Tensor]:
+        return self.past(self.number("num_time_features", default=0))
+
+    def future(self, *shape: int) -> list[torch.Tensor]:
+        return [self.random(BATCH, self.number("prediction_length", default=4), *shape)]
+
+    def future_features(self) -> list[torch.Tensor]:
+        return self.future(self.number("num_time_features", default=0))
+
+    def regions(self) -> list[torch.Tensor]:
+        return [self.random(BATCH, TOKENS, self.number("visual_feat_dim", default=32))]
 
     def features(self) -> list[torch.Tensor]:
         mels = self.number(*MELS, default=80)
@@ -176,8 +201,8 @@ class _Asked:
         depth = self.number("temporal_patch_size", default=1)
         channels = self.number("in_channels", "in_chans", "num_channels", default=3)
         width = self.number("hidden_size", "embed_dim", default=32)
-        flat = self.random(16, channels * depth * side * side)
-        more = [self.random(16, channels, side, side), self.random(16, width)]
+        flat, two = (self.random(16, channels * n * side * side) for n in (depth, 2))
+        more = [self.random(16, channels, side, side), self.random(16, width), two]
         batch = self.random(1, 16, channels * depth * side * side)
         return [batch, flat, *more] if "spatial_shapes" in self.parameters else [flat, batch, *more]
 
@@ -191,6 +216,13 @@ MAKERS: dict[str, Callable[[_Asked], list[Any]]] = {
     "hidden_states": _Asked.patches,
     "encoder_hidden_states": _Asked.encoded,
     "bbox": _Asked.boxes,
+    "past_values": _Asked.past,
+    "past_observed_mask": lambda asked: [torch.ones_like(t) for t in asked.past()],
+    "past_time_features": _Asked.past_features,
+    "future_values": _Asked.future,
+    "future_time_features": _Asked.future_features,
+    "visual_feats": _Asked.regions,
+    "visual_pos": lambda asked: [asked.random(BATCH, TOKENS, 4).abs()],
     "grid_thw": _Asked.grid,
     "spatial_shapes": lambda _: [torch.tensor([[4, 4]])],
     "pixel_attention_mask": lambda _: [torch.ones(1, 16, dtype=torch.long)],

@@ -33,7 +33,7 @@ FFN_WIDTH = re.compile(
 WIDTH = re.compile(
     FFN_WIDTH.pattern + r"|(hidden_sizes?|hidden_dims?|hidden_channels|d_model|d_inner|n_embd|embed_dims?"
     r"|embedding_dims?|embedding_size|emb_dim|word_embed_proj_dim|lm_hidden_size|projection_dim|proj_dim"
-    r"|projection_size|proj_size|output_dims?|out_dims?|input_dim|channels|lora_rank|encoder_hidden_dim|lru_width|d_ssm"
+    r"|projection_size|proj_size|output_dims?|out_dims?|input_dim|channels|lora_rank|encoder_hidden_dim|lru_width|d_ssm|d_latents|visual_feat_dim"
     r"|conv_dims?|n_state|pooler_output_size|vision_dim|text_dim|audio_dim|query_dim|context_dim|model_dim|dim_model"
     r"|token_dim|latent_dim|^dim|^width)$"
 )
@@ -132,8 +132,8 @@ class _Shrinker:
                 values[key] = self.shrink(part).to_dict()
             elif key == "rope_parameters" and isinstance(value, dict):
                 values[key] = self.rope(value)
-                if "mrope_section" in config.ignore_keys_at_rope_validation and "mrope_section" not in value:
-                    values[key]["mrope_section"] = self.mrope(config)
+                if "mrope_section" in config.ignore_keys_at_rope_validation and "rope_type" in value:
+                    values[key].setdefault("mrope_section", self.mrope(config))
             elif key == "per_layer_config" and isinstance(value, dict):
                 left = max((new for _, new in depths.values()), default=len(value))
                 values[key] = {n: self.layer(v) for n, v in value.items() if int(n) < left}
@@ -153,8 +153,10 @@ class _Shrinker:
 
     def mrope(self, config: PreTrainedConfig) -> list[int]:
         """Return sections for the half of a small head; models have a constant, of large heads, where none are set."""
-        share = vars(config)["rope_parameters"].get("partial_rotary_factor", 1.0)
-        size = max(_head_dims(config), default=128) // self.scale.head_dim
+        share = (vars(config)["rope_parameters"] or {}).get("partial_rotary_factor", 1.0)
+        values = vars(config)
+        size = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
+        size //= self.scale.head_dim
         half = int(size * share) // 2
         return [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
 
