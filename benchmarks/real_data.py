@@ -38,9 +38,9 @@ CLIP, PAUSE = 28.0, 0.3  # seconds of a clip of joined recordings, and between t
 LANGUAGES = ("fr", "es", "ru", "ro", "ca", "bg")
 
 
-def part(key: str) -> str:
+def part(source: str) -> str:
     """Return the part that everything with this source belongs to; one in five is held out."""
-    return PARTS[hashlib.sha256(key.encode()).digest()[0] < 256 // 5]
+    return PARTS[hashlib.sha256(source.encode()).digest()[0] < 256 // 5]
 
 
 def stamps() -> Path:
@@ -122,14 +122,15 @@ def write_recordings(source: Path, out: Path, clips: dict[str, int]) -> None:
         clips: how many of each part, for all languages.
     """
     for name, count in clips.items():
-        folder = out / name
+        folder, sounds = out / name, out / "clips" / name  # apart: a recording in the folder is data by itself
         folder.mkdir(parents=True)
+        sounds.mkdir(parents=True)
         made = {language: joined(source, language, name) for language in LANGUAGES}
         with (folder / "clips.jsonl").open("w") as rows:
             for number in range(count):
                 language = LANGUAGES[number % len(LANGUAGES)]
                 wave, text = next(made[language])
-                audio = folder / f"{language}-{number:03}.flac"
+                audio = sounds / f"{language}-{number:03}.flac"
                 soundfile.write(audio, wave, RATE)
                 row = {"audio": str(audio.resolve()), "text": text, "label": language}
                 rows.write(json.dumps(row) + "\n")
@@ -139,7 +140,7 @@ def joined(source: Path, language: str, name: str) -> Iterator[tuple[np.ndarray,
     """Yield clips [T] of one language and part of the data, with what is said in them."""
     waves: list[np.ndarray] = []
     said: list[str] = []
-    for path in sorted(source.rglob(f"*_desc_{language}.ogg"), key=lambda path: part(path.name) + digest(path.name)):
+    for path in sorted(source.rglob(f"*_desc_{language}.ogg"), key=lambda path: digest(path.name)):
         known = names(path.with_name(path.name.replace(f"_desc_{language}.ogg", ".txt")))
         if part(known.get("en", path.name)) != name or language not in known:
             continue
