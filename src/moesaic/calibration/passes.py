@@ -58,7 +58,7 @@ class Passes:
     def _forward(self, feed: Feed) -> None:
         with torch.no_grad():
             entry = self._entry(feed)
-            entry(**self._taken(entry, feed))
+            entry(**arguments(entry, feed, self.model))
 
     def _entry(self, feed: Feed) -> Callable[..., Any]:
         """Return what runs: one tower of several, or the model without its head, or all of it."""
@@ -73,23 +73,13 @@ class Passes:
         entry: Callable[..., Any] = (base if whole else self.model).forward
         return entry
 
-    def _taken(self, entry: Callable[..., Any], feed: Feed) -> dict[str, Any]:
-        """Return the inputs that `entry` takes, where the model is."""
-        known = inspect.signature(entry).parameters
-        named = {name: value for name, value in feed.inputs.items() if name in known}
-        taken: dict[str, Any] = {name: self._placed(value) for name, value in (named or feed.inputs).items()}
-        return {**taken, "use_cache": False} if "use_cache" in known else taken
-
-    def _placed(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(self._device, self.model.dtype if value.is_floating_point() else None)
-
     def _backward(self, feed: Feed) -> None:
         labels_BT, count = self._targets(feed)
         if not count:
             return
         with torch.enable_grad(), _leaves(self.model):
             labels = labels_BT.to(self._device)
-            found = self.model(**self._taken(self.model.forward, feed), labels=labels)
+            found = self.model(**arguments(self.model.forward, feed, self.model), labels=labels)
             loss = getattr(found, "loss", None)
             if loss is None:
                 raise _no_loss(self.model, "Got none")
@@ -109,6 +99,18 @@ class Passes:
         shifts = self.model.can_generate() and not self.model.config.is_encoder_decoder
         counted_BT = real_BT[:, 1:] if shifts else real_BT
         return labels_BT.where(real_BT, IGNORED), int(counted_BT.sum())
+
+
+def arguments(entry: Callable[..., Any], feed: Feed, model: PreTrainedModel) -> dict[str, Any]:
+    """Return the inputs of a batch that `entry` takes, where the model is and in its dtype; nothing is cached."""
+    known = inspect.signature(entry).parameters
+    named = {name: value for name, value in feed.inputs.items() if name in known}
+    device = next(model.parameters()).device
+    taken: dict[str, Any] = {
+        name: value.to(device, model.dtype if value.is_floating_point() else None)
+        for name, value in (named or feed.inputs).items()
+    }
+    return {**taken, "use_cache": False} if "use_cache" in known else taken
 
 
 def _no_loss(model: PreTrainedModel, got: str) -> CalibrationError:

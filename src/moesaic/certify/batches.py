@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration import open_data, open_readers, plan_batches
-from moesaic.calibration.passes import FAULTS
+from moesaic.calibration.passes import FAULTS, arguments
 from moesaic.calibration.readers import kinds, tower
 from moesaic.calibration.readers.base import Feed
 from moesaic.errors import CalibrationError, CertificateError
@@ -75,7 +75,7 @@ def answer(model: PreTrainedModel, feed: Feed) -> Iterator[tuple[str, torch.Tens
     entry: Any = model.forward if whole else tower(model, feed.kind) or model.forward
     try:
         with torch.no_grad():
-            given = entry(**_taken(entry, feed, model))
+            given = entry(**arguments(entry, feed, model))
     except FAULTS as error:
         raise CertificateError(
             f"{type(model).__name__}: the model must run on the data. It does not: {type(error).__name__}: {error}."
@@ -87,18 +87,6 @@ def answer(model: PreTrainedModel, feed: Feed) -> Iterator[tuple[str, torch.Tens
 def _several(model: PreTrainedModel, feed: Feed) -> bool:
     """Whether the model has towers of its own, and the batch is for one of them."""
     return len(kinds(model)) > 1 and tower(model, feed.kind) is not None
-
-
-def _taken(entry: Any, feed: Feed, model: PreTrainedModel) -> dict[str, Any]:
-    import inspect  # noqa: PLC0415
-
-    known = inspect.signature(entry).parameters
-    taken: dict[str, Any] = {
-        name: value.to(model.dtype) if value.is_floating_point() else value
-        for name, value in feed.inputs.items()
-        if name in known
-    }
-    return {**taken, "use_cache": False} if "use_cache" in known else taken
 
 
 def _is_real(value: Any) -> bool:

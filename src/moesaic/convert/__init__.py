@@ -20,7 +20,7 @@ from moesaic.convert.convertible import Convertible
 from moesaic.convert.options import Options
 from moesaic.convert.preparing import prepare
 from moesaic.convert.produce import Producer
-from moesaic.convert.splicing import Spliced
+from moesaic.convert.spliced import Spliced
 from moesaic.plan import Copy, Fill, Router
 
 SIDE_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")

@@ -8,7 +8,8 @@ from typing import Any
 from moesaic.architectures.match import has_stock_class
 from moesaic.convert.conversion import Conversion, prepare_stock
 from moesaic.convert.options import SPLICE, Options
-from moesaic.convert.splicing import Spliced, splice
+from moesaic.convert.spliced import Spliced
+from moesaic.convert.splicing import splice
 from moesaic.errors import ArchitectureError, brief
 from moesaic.plan import TensorInfo
 
