@@ -63,7 +63,7 @@ class Task:
 TASKS = {
     "minilm-l6": Task("text", 40_000, 8_000),
     "dinov2-small-focus": Task("image", 40_000, 8_000),
-    "whisper-base": Task("audio", 80 * CLIP, 6 * CLIP),
+    "whisper-base": Task("audio", 40 * CLIP, 6 * CLIP),
 }
 
 
@@ -83,22 +83,23 @@ def upcyclings(taus: Sequence[float]) -> Iterator[Upcycling]:
         yield Upcycling(f"cluster_aware, tau {tau:g}", ClusterAware(tau=tau), Centroids())
 
 
-def write_data(kind: str, task: Task, out: Path, stamps: Path | None) -> tuple[Path, Path]:
-    """Write both parts of the data of a kind; return their folders."""
-    if kind == "text":
-        real_data.write_texts(out)
-    elif kind == "image":
+def write_data(task: Task, out: Path, stamps: Path | None) -> tuple[Any, Any]:
+    """Write data of a kind; return what to calibrate and what to certify on: folders, of recordings rows."""
+    first, second = real_data.PARTS
+    if task.kind == "audio":
+        clips = {first: task.tokens // CLIP, second: task.held_out // CLIP}
+        found = real_data.write_recordings(stamps or real_data.stamps(), out, clips)
+        return found[first], found[second]
+    if task.kind == "image":
         real_data.write_pictures(stamps or real_data.stamps(), out)
     else:
-        clips = dict(zip(real_data.PARTS, (task.tokens // CLIP, task.held_out // CLIP), strict=True))
-        real_data.write_recordings(stamps or real_data.stamps(), out, clips)
-    calibration, held_out = (out / name for name in real_data.PARTS)
-    return calibration, held_out
+        real_data.write_texts(out)
+    return out / first, out / second
 
 
 def rows(model: str, task: Task, taus: Sequence[float], work: Path, stamps: Path | None) -> Iterator[tuple[str, ...]]:
     """Yield the table's rows of one model, one for each tower."""
-    calibration, held_out = write_data(task.kind, task, work / "data", stamps)
+    calibration, held_out = write_data(task, work / "data", stamps)
     statistics, dense, moe = work / "statistics.safetensors", resolve(model), work / "moe"
     say(f"{model}: calibrating on {task.tokens:,} tokens")
     found = moesaic.calibrate(

@@ -1,20 +1,19 @@
-"""Real texts, pictures and recordings, each in two folders that share no item: one to calibrate on, one to certify on.
+"""Real texts, pictures and recordings, each in two parts that share no source: one to calibrate on, one to certify on.
 
 Texts are Python's manual and docstrings, the licences of Debian and moesaic's passages. Pictures and recordings are the
 clip art of Debian's `tuxpaint-stamps-default` (GPL-2), fetched by apt-get once, checked and unpacked into moesaic's
 cache, never installed. What shares a source (a module, a family of licences, an English name) stays together. All are
-written as many small files, so that any beginning of their random order is a fair sample.
+many small items, so that any beginning of their random order is a fair sample.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -113,27 +112,25 @@ def write_pictures(source: Path, out: Path) -> None:
         Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").save(file, compress_level=1)
 
 
-def write_recordings(source: Path, out: Path, clips: dict[str, int]) -> None:
-    """Write clips of recordings one after the other, with their transcript, taking turns with the languages.
+def write_recordings(source: Path, out: Path, clips: Mapping[str, int]) -> dict[str, list[dict[str, str]]]:
+    """Write clips of recordings one after the other; return rows with their transcripts, languages taking turns.
 
     The model hears 30 s whatever there is, and a name takes 1 to 2 s to say: alone it would mean 95 % of silence.
 
     Args:
         clips: how many of each part, for all languages.
     """
+    rows: dict[str, list[dict[str, str]]] = {}
     for name, count in clips.items():
-        folder, sounds = out / name, out / "clips" / name  # apart: a recording in the folder is data by itself
-        folder.mkdir(parents=True)
-        sounds.mkdir(parents=True)
+        (out / name).mkdir(parents=True)
         made = {language: joined(source, language, name) for language in LANGUAGES}
-        with (folder / "clips.jsonl").open("w") as rows:
-            for number in range(count):
-                language = LANGUAGES[number % len(LANGUAGES)]
-                wave, text = next(made[language])
-                audio = sounds / f"{language}-{number:03}.flac"
-                soundfile.write(audio, wave, RATE)
-                row = {"audio": str(audio.resolve()), "text": text, "label": language}
-                rows.write(json.dumps(row) + "\n")
+        for number in range(count):
+            language = LANGUAGES[number % len(LANGUAGES)]
+            wave, text = next(made[language])
+            audio = out / name / f"{language}-{number:03}.flac"
+            soundfile.write(audio, wave, RATE)
+            rows.setdefault(name, []).append({"audio": str(audio), "text": text, "label": language})
+    return rows
 
 
 def joined(source: Path, language: str, name: str) -> Iterator[tuple[np.ndarray, str]]:
