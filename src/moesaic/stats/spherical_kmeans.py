@@ -10,13 +10,13 @@ from moesaic.lazy import torch
 from moesaic.seeds import Stream
 from moesaic.stats.spread import spread
 
-CHUNK = 1024
-"""Tokens scored at a time: they are read from memory once, and from the cache for the sums."""
+CHUNK = 8192
+"""Tokens at a time: few enough to bound the memory, enough for threads not to wait on each other all the time."""
 SAMPLE = 16_384
 """Tokens that the restarts compete on."""
-FINALISTS = 2
+FINALISTS = 3
 """Restarts that go on to all tokens: the best of them on the sample is not always the best."""
-ROUGH = 10
+ROUGH = 3
 """Factor on the tolerance of the restarts, which need only be compared."""
 
 
@@ -46,7 +46,7 @@ def spherical_kmeans(
     """Cluster the rows of `x_TD` by direction, so that the mean cosine to the own centroid is large.
 
     Lloyd's algorithm from seeds that lie apart (`spread`); a cluster that runs empty starts again at the worst-fitting
-    token. The restarts compete on a sample of 16,384 tokens and the best two are refined on all. Own code since
+    token. The restarts compete on a sample of 16,384 tokens and the best three are refined on all. Own code since
     scikit-learn has no cosine, and faiss, which has, is a heavy dependency and slower (`benchmarks/kmeans.py`).
 
     Reference: Dhillon and Modha 2001, Concept decompositions for large sparse text data using clustering.
