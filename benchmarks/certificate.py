@@ -20,12 +20,12 @@ import torch
 
 import measure
 from moesaic.api import upcycle
-from moesaic.certify import certify
-from moesaic.certify.capture import run
-from moesaic.certify.certificate import Certificate
-from moesaic.certify.source import Source
-from moesaic.certify.tally import Tally
-from moesaic.certify.text import Text
+from moesaic.certification import certify
+from moesaic.certification.capture import run
+from moesaic.certification.certificate import Certificate
+from moesaic.certification.source import Source
+from moesaic.certification.tally import Tally
+from moesaic.certification.text import Text
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import PlanError
 from moesaic.experts.base import ExpertInit

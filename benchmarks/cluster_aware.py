@@ -29,8 +29,8 @@ import measure
 import moesaic
 import real_data
 from moesaic.calibrating import Reading
-from moesaic.certify import SplicedCertificate, certify
-from moesaic.certify.certificate import or_less
+from moesaic.certification import SplicedCertificate, certify
+from moesaic.certification.certificate import or_less
 from moesaic.checkpoints.dense import read_json
 from moesaic.checkpoints.sources import resolve
 from moesaic.experts.base import ExpertInit

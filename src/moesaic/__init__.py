@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from moesaic.api import Upcycled, upcycle
     from moesaic.calibrating import calibrate
     from moesaic.calibration import Calibration
-    from moesaic.certify import Certificate, certify
+    from moesaic.certification import Certificate, certify
     from moesaic.convert import Writing
     from moesaic.modeling.loading import load
     from moesaic.spec import Layers, MoESpec
 
 _HOMES = {
     "Calibration": "calibration",
-    "Certificate": "certify",
+    "Certificate": "certification",
     "Layers": "spec",
     "MoESpec": "spec",
     "Upcycled": "api",
     "Writing": "convert",
     "calibrate": "calibrating",
-    "certify": "certify",
+    "certify": "certification",
     "load": "modeling.loading",
     "upcycle": "api",
 }

@@ -9,9 +9,9 @@ from typing import Any
 
 from moesaic.architectures.sparse import Runtime
 from moesaic.calibrating import Reading
-from moesaic.certify import Certificate, SplicedCertificate
-from moesaic.certify import certify as make_certificate
-from moesaic.certify.text import check
+from moesaic.certification import Certificate, SplicedCertificate
+from moesaic.certification import certify as make_certificate
+from moesaic.certification.text import check
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.place import settle
 from moesaic.checkpoints.sources import hub, resolve

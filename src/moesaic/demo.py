@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.api import Progress, upcycled
-from moesaic.certify import Certificate, SplicedCertificate
+from moesaic.certification import Certificate, SplicedCertificate
 from moesaic.checkpoints.dense import read_json
 from moesaic.checkpoints.sources import resolve
 from moesaic.convert import Options, Writing

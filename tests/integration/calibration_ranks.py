@@ -9,8 +9,15 @@ from pathlib import Path
 import torch
 from tests.integration.calibrating import MODELS, calibration
 
-torch.set_num_threads(1)
-for name in MODELS:
-    found = calibration(Path(sys.argv[1]) / name, name, whole=name != "t5")
-    if os.environ["RANK"] == "0":
-        found.save(Path(sys.argv[2]) / f"{name}.safetensors")
+
+def main(models: Path, out: Path) -> None:
+    """Calibrate every model of a folder; process 0 writes the statistics."""
+    torch.set_num_threads(1)
+    for name in MODELS:
+        found = calibration(models / name, name, whole=name != "t5")
+        if os.environ["RANK"] == "0":
+            found.save(out / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

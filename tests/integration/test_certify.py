@@ -16,12 +16,12 @@ from tests.integration.pico import save_composite, save_text
 from torch.testing import assert_close
 
 import moesaic
-import moesaic.certify as moesaic_certify
-from moesaic.certify import by_layer, certify
-from moesaic.certify.by_layer import load_by_layer
-from moesaic.certify.capture import run
-from moesaic.certify.source import Source
-from moesaic.certify.text import Batch
+import moesaic.certification as moesaic_certify
+from moesaic.certification import by_layer, certify
+from moesaic.certification.by_layer import load_by_layer
+from moesaic.certification.capture import run
+from moesaic.certification.source import Source
+from moesaic.certification.text import Batch
 from moesaic.checkpoints.dense import read_json
 from moesaic.cli import run as cli
 from moesaic.errors import CertificateError

@@ -10,9 +10,9 @@ import torch
 from torch.testing import assert_close
 
 import moesaic
-from moesaic.certify import certify
-from moesaic.certify.source import Source
-from moesaic.certify.text import Text
+from moesaic.certification import certify
+from moesaic.certification.source import Source
+from moesaic.certification.text import Text
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import SourceError
 from moesaic.experts.base import ExpertInit
@@ -60,7 +60,8 @@ def test_an_exact_method_changes_a_logit_by_rounding_alone(
     found = certify(dense, tmp_path / "moe", max_tokens=TOKENS)
     assert found.promised
     assert found.max_logit_diff < 4 * rounding
-    assert (found.kl, found.loss_change, found.agreement) == (0.0, 0.0, 1.0)
+    assert (found.kl, found.agreement) == (0.0, 1.0)
+    assert abs(found.loss_change) <= 2e-6  # the last digit that is written; its rounding differs from CPU to CPU
     assert [row["layer"] for row in found.layers if "router_entropy" in row] == [3, 7, 11, 15, 19, 23, 27]
 
 

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 
 import moesaic
 from moesaic.calibrating import Reading
-from moesaic.certify import SplicedCertificate, certify
+from moesaic.certification import SplicedCertificate, certify
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import SourceError
 from moesaic.experts.base import ExpertInit

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from moesaic.certify import by_layer, tally
-from moesaic.certify.certificate import Certificate, figures
-from moesaic.certify.diversity import mean_distance
-from moesaic.certify.tally import LayerTally, Tally
-from moesaic.certify.text import PIECE, Batch, Text
+from moesaic.certification import by_layer, tally
+from moesaic.certification.certificate import Certificate, figures
+from moesaic.certification.diversity import mean_distance
+from moesaic.certification.tally import LayerTally, Tally
+from moesaic.certification.text import PIECE, Batch, Text
 from moesaic.errors import CertificateError
 from moesaic.routing import Routing
 

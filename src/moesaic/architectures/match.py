@@ -76,14 +76,11 @@ def match(
 
 
 def has_stock_class(config: Mapping[str, Any]) -> bool:
-    """Whether the model is of a dense family that some stock MoE class was made for, or is a MoE already."""
-    wrapper = records(Wrapper).get(str(config.get("model_type")))
-    text = config.get(wrapper.text_key) if wrapper else config
-    if not isinstance(text, Mapping):
-        return wrapper is not None
-    model_type = str(text.get("model_type"))
-    counts = any(isinstance(text.get(key), int) and text[key] > 1 for key in EXPERT_COUNT_KEYS)
-    return counts or model_type in {*records(DenseFamily), *records(SparseTarget), *ALREADY_SPARSE}
+    """Whether stock MoE classes were made for the model's kind: its family, the composite it is, or a MoE already."""
+    model_type = config.get("model_type")
+    counts = any(isinstance(config.get(key), int) and config[key] > 1 for key in EXPERT_COUNT_KEYS)
+    known = {*records(DenseFamily), *records(SparseTarget), *records(Wrapper), *ALREADY_SPARSE}
+    return counts or (isinstance(model_type, str) and model_type in known)
 
 
 def stock_classes(config: Mapping[str, Any]) -> tuple[str, ...]:

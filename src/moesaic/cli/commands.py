@@ -76,7 +76,7 @@ def upcycle(args: list[str]) -> None:
 def certify(args: list[str]) -> None:
     """Make the certificate alone."""
     options = parsed(CertifyOptions, "certify", args)
-    from moesaic.certify import certify as run  # noqa: PLC0415  # help must not wait for it
+    from moesaic.certification import certify as run  # noqa: PLC0415  # help must not wait for it
     from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
 
     dense = resolve(options.dense, progress=show.say)

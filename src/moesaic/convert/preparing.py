@@ -9,7 +9,7 @@ from moesaic.architectures.match import has_stock_class
 from moesaic.convert.conversion import Conversion, prepare_stock
 from moesaic.convert.options import SPLICE, Options
 from moesaic.convert.spliced import Spliced
-from moesaic.convert.splicing import splice
+from moesaic.convert.splicing import is_known, splice
 from moesaic.errors import ArchitectureError, brief
 from moesaic.plan import TensorInfo
 
@@ -29,7 +29,8 @@ def prepare(
         names all problems.
     """
     _refuse_quantised(config)
-    if options.target == SPLICE or options.tower or (options.target is None and not has_stock_class(config)):
+    asked = options.target == SPLICE or options.tower is not None
+    if asked or (options.target is None and not has_stock_class(config) and is_known(config)):
         return splice(config, options, tensors)
     return prepare_stock(config, options, tensors)
 

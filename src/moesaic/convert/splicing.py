@@ -8,7 +8,7 @@ from typing import Any
 from moesaic.convert.choosing import choose
 from moesaic.convert.options import Options, check_methods, default_router, layer_spec
 from moesaic.convert.spliced import Spliced
-from moesaic.errors import ArchitectureError, CheckpointError, PlanError, listing
+from moesaic.errors import ArchitectureError, CheckpointError, PlanError, brief, did_you_mean, listing
 from moesaic.modeling.loading import model_class
 from moesaic.modeling.names import read_as
 from moesaic.modeling.sections import SECTION
@@ -30,6 +30,11 @@ def splice(config: Mapping[str, Any], options: Options, infos: Mapping[str, Tens
     from moesaic.modeling.twin import skeleton  # noqa: PLC0415
 
     cls, settings = model_class(_plain(config, options))
+    if not isinstance(settings, cls.config_class):  # type: ignore[arg-type]
+        raise ArchitectureError(
+            f"config.json: architectures must name a class of model_type '{config['model_type']}'. Got {cls.__name__}. "
+            "Correct whichever is wrong."
+        )
     sites = find(settings, cls).sites
     model = skeleton(cls, settings)
     if infos is None:
@@ -46,12 +51,31 @@ def splice(config: Mapping[str, Any], options: Options, infos: Mapping[str, Tens
     return found
 
 
+def is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has a model of this type; one of ours is known too, though it is refused."""
+    model_type = config.get("model_type")
+    return SECTION in config or (isinstance(model_type, str) and model_type in _model_types())
+
+
+def _model_types() -> Mapping[str, Any]:
+    from transformers.models.auto import configuration_auto  # noqa: PLC0415  # seconds of import
+
+    names: Mapping[str, Any] = vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
+    return names
+
+
 def _plain(config: Mapping[str, Any], options: Options) -> Mapping[str, Any]:
     """Return the config, once it is one of a stock class that stays as it is."""
     if SECTION in config:
         raise ArchitectureError(
             "config.json: the model must be dense. Got one with MoE layers that moesaic put in. Give the dense model "
             "that it was made from, with all towers at once."
+        )
+    if not is_known(config):
+        model_type = config.get("model_type")
+        raise ArchitectureError(
+            f"config.json: model_type must be one that the installed transformers has. Got {brief(model_type)}."
+            f"{did_you_mean(str(model_type), _model_types())}"
         )
     if config.get("auto_map"):
         raise ArchitectureError(

@@ -19,7 +19,7 @@ def damages() -> Iterator[Damage]:
     def certified(data: str) -> tuple[str, ...]:
         return ("upcycle", "{work}/src", "{work}/out", "--data", data)
 
-    texts = {"{work}/none.txt": "none.txt", "{work}/bystander": "bystander", "{work}/src/empty.txt": "empty.txt",
+    texts = {"{work}/none.txt": "none.txt", "{work}/bystander": "tokenizer", "{work}/src/empty.txt": "empty.txt",
              "{work}/src/bad.txt": "bad.txt", "{work}/out.txt": "tokenizer"}  # fmt: skip
     for data, culprit in texts.items():
         yield Damage(f"--data {data}", _texts, culprit, command=certified(data))

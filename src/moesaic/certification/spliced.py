@@ -11,12 +11,12 @@ from typing import Any
 
 from moesaic.calibration.readers.base import Feed
 from moesaic.calibration.rows import match
-from moesaic.certify.batches import answer, open_batches
-from moesaic.certify.certificate import NOISE, TINY, figures, layer_row, layer_rows, or_less
-from moesaic.certify.diversity import mean_distance
-from moesaic.certify.promise import hold_to_promise
-from moesaic.certify.similarity import linear_cka, output_cosine
-from moesaic.certify.tally import LayerTally, Mean
+from moesaic.certification.batches import answer, open_batches
+from moesaic.certification.certificate import NOISE, TINY, figures, layer_row, layer_rows, or_less
+from moesaic.certification.diversity import mean_distance
+from moesaic.certification.promise import hold_to_promise
+from moesaic.certification.similarity import linear_cka, output_cosine
+from moesaic.certification.tally import LayerTally, Mean
 from moesaic.errors import CertificateError
 from moesaic.lazy import torch
 from moesaic.modeling.dense_ffn import activation, dense_ffn
@@ -253,12 +253,12 @@ def _sparse(model: torch.nn.Module, layer: _Layer, feed: Feed) -> Iterator[Any]:
     yield module.router.register_forward_hook(routed)
 
 
-@torch.no_grad()
 def _alike(module: Any, x_TD: torch.Tensor) -> tuple[float, float]:
     """Return mean cosine and mean linear CKA of what two experts make of the same tokens."""
     ones_T1 = torch.ones(len(x_TD), 1)
     count = module.router.weight.shape[0]
-    y_ETD = torch.stack([module.experts(x_TD, torch.full((len(x_TD), 1), e), ones_T1) for e in range(count)])
+    with torch.no_grad():
+        y_ETD = torch.stack([module.experts(x_TD, torch.full((len(x_TD), 1), e), ones_T1) for e in range(count)])
     return output_cosine(y_ETD), linear_cka(y_ETD)
 
 

@@ -123,7 +123,7 @@ def _tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
 
 def _passages(data: Path) -> list[tuple[str, str]]:
     """Return the texts of a file or folder by name: a plain text as a whole, of many texts a fair sample."""
-    if data.is_file() and data.suffix not in ROWS:
+    if not data.is_dir() and data.suffix not in ROWS:
         return [(data.name, _read(data))]
     try:
         items = islice(open_data(data).visit(seed=0), MOST)

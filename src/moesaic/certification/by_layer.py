@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moesaic.certify.source import Source
+from moesaic.certification.source import Source
 from moesaic.errors import CertificateError
 from moesaic.lazy import torch
 from moesaic.modeling.loading import loaded, model_class

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.architectures import SparseTarget, records
-from moesaic.certify.by_layer import explained, fits, load_by_layer
-from moesaic.certify.capture import run
-from moesaic.certify.certificate import Certificate
-from moesaic.certify.diversity import diversity
-from moesaic.certify.promise import hold_to_promise
-from moesaic.certify.source import Source
-from moesaic.certify.spliced import SplicedCertificate, certify_spliced
-from moesaic.certify.tally import Tally
-from moesaic.certify.text import Batch, Text
+from moesaic.certification.by_layer import explained, fits, load_by_layer
+from moesaic.certification.capture import run
+from moesaic.certification.certificate import Certificate
+from moesaic.certification.diversity import diversity
+from moesaic.certification.promise import hold_to_promise
+from moesaic.certification.source import Source
+from moesaic.certification.spliced import SplicedCertificate, certify_spliced
+from moesaic.certification.tally import Tally
+from moesaic.certification.text import Batch, Text
 from moesaic.checkpoints.dense import read_json
 from moesaic.lazy import torch
 from moesaic.modeling.loading import load
@@ -33,12 +33,12 @@ Runner = Callable[..., "torch.Tensor"]
 
 
 def certify(
-    dense: Path,
-    moe: Path,
+    dense: str | Path,
+    moe: str | Path,
     *,
     moe_config: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
-    data: Path | None = None,
+    data: str | Path | None = None,
     max_tokens: int = 1024,
     streaming: bool | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -56,6 +56,7 @@ def certify(
     Raises:
         CertificateError: if a weight is left over or missing, or a promised function is not kept.
     """
+    dense, moe, data = Path(dense), Path(moe), None if data is None else Path(data)
     record = record or read_json(moe / "moesaic.json")
     config = moe_config or read_json(moe / "config.json")
     if SECTION in config:

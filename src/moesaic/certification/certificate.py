@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from math import floor, log10
 from typing import Any
 
-from moesaic.certify.tally import LayerTally, Tally
+from moesaic.certification.tally import LayerTally, Tally
 
 NOISE = 1e-6
 """Float32 rounding of one logit, as a share of the largest; digits below it would differ from machine to machine."""

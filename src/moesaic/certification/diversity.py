@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moesaic.architectures import SparseTarget
-from moesaic.certify.source import Source
+from moesaic.certification.source import Source
 from moesaic.lazy import torch
 
 CHUNK = 1 << 22  # elements of all experts compared at once, in float64
