@@ -13,6 +13,8 @@ from moesaic.seeds import Stream
 from moesaic.stats.base import Batch, Statistic, Sums
 from moesaic.stats.spherical_kmeans import spherical_kmeans
 
+COMPETE = 4096
+"""Tokens that restarts of k-means compete on: half to a fifth of the cost of 16,384, for 0.3 % of cosine at most."""
 TILE = 128
 """Rows of a second moment at a time: what lies above the diagonal is left out but for one such tile a row."""
 RECOMMENDED = 50
@@ -56,7 +58,8 @@ class Clusters(Statistic):
                 f"clusters. Got {len(pilot)}. Give at least {need - len(pilot)} more."
             )
         x_TD = pilot.input_TD[: self.sample]
-        return {"centroids_ED": spherical_kmeans(x_TD, self.count, stream, restarts=self.restarts).centroids_ED}
+        found = spherical_kmeans(x_TD, self.count, stream, restarts=self.restarts, sample=COMPETE)
+        return {"centroids_ED": found.centroids_ED}
 
     def zeros(self, hidden: int, width: int, labels: int) -> Sums:
         return {

@@ -13,7 +13,7 @@ from moesaic.stats.spread import spread
 CHUNK = 8192
 """Tokens at a time: few enough to bound the memory, enough for threads not to wait on each other all the time."""
 SAMPLE = 16_384
-"""Tokens that the restarts compete on."""
+"""Tokens that the restarts compete on, unless the caller is in a hurry."""
 FINALISTS = 3
 """Restarts that go on to all tokens: the best of them on the sample is not always the best."""
 ROUGH = 3
@@ -42,11 +42,12 @@ def spherical_kmeans(
     restarts: int = 5,
     iterations: int = 50,
     tolerance: float = 1e-3,
+    sample: int = SAMPLE,
 ) -> Clustering:
     """Cluster the rows of `x_TD` by direction, so that the mean cosine to the own centroid is large.
 
     Lloyd's algorithm from seeds that lie apart (`spread`); a cluster that runs empty starts again at the worst-fitting
-    token. The restarts compete on a sample of 16,384 tokens and the best three are refined on all. Own code since
+    token. The restarts compete on a sample of the tokens and the best three are refined on all. Own code since
     scikit-learn has no cosine, and faiss, which has, is a heavy dependency and slower (`benchmarks/kmeans.py`).
 
     Reference: Dhillon and Modha 2001, Concept decompositions for large sparse text data using clustering.
@@ -55,7 +56,8 @@ def spherical_kmeans(
     Args:
         x_TD: any floating dtype; widened to float32 a chunk at a time, never copied whole. clusters: E, at least 1.
         restarts: tries with seeds of their own, at least 1. iterations: of each try and of the refinement.
-        tolerance: share of tokens that change clusters at which it is done, 0-1.
+        tolerance: share of tokens that change clusters at which it is done, 0-1. sample: tokens that the restarts
+            compete on, at most.
 
     Raises:
         CalibrationError: where the tokens point in fewer than `clusters` directions, or hold NaN or infinity.
@@ -65,7 +67,7 @@ def spherical_kmeans(
     [2, 2]
     """
     inverse_T = inverse_norms(x_TD)
-    unit_TD, ones_T = _sample(x_TD, inverse_T, stream.child("sample"))
+    unit_TD, ones_T = _sample(x_TD, inverse_T, sample, stream.child("sample"))
     tries = [
         _lloyd(unit_TD, ones_T, _seeds(unit_TD, clusters, stream.child(i)), iterations, ROUGH * tolerance)
         for i in range(restarts)
@@ -95,11 +97,13 @@ def inverse_norms(x_TD: torch.Tensor) -> torch.Tensor:
     return torch.where(norm_T > 0, 1 / norm_T, 0.0)
 
 
-def _sample(x_TD: torch.Tensor, inverse_T: torch.Tensor, stream: Stream) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the directions of up to SAMPLE tokens that are not zero, in their order, and as many ones."""
+def _sample(
+    x_TD: torch.Tensor, inverse_T: torch.Tensor, most: int, stream: Stream
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the directions of up to `most` tokens that are not zero, in their order, and as many ones."""
     rows = torch.where(inverse_T > 0)[0]
-    if len(rows) > SAMPLE:
-        rows = rows[torch.from_numpy(stream.permutation(len(rows))[:SAMPLE]).sort().values.to(rows.device)]
+    if len(rows) > most:
+        rows = rows[torch.from_numpy(stream.permutation(len(rows))[:most]).sort().values.to(rows.device)]
     unit_TD = x_TD[rows].to(inverse_T.dtype) * inverse_T[rows, None]
     return unit_TD, torch.ones_like(inverse_T[rows])
 
