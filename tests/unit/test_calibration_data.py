@@ -74,6 +74,17 @@ def test_jsonl_json_and_rows(tmp_path: Path) -> None:
         assert sorted((item.label or "none", item.text or "") for item in data.visit(0)) == want
 
 
+def test_rows_name_media_beside_them_for_models_that_read_no_text(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.png").write_bytes(png())
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"image": "sub/b.png", "label": "cat"}))
+    (item,) = open_data(file, {"image"}).visit(0)
+    assert item.label == "cat"
+    assert item.image is not None
+    assert item.image.pixels().size == Picture("b", png()).pixels().size
+
+
 def test_prompts_of_mergekit(tmp_path: Path) -> None:
     file = tmp_path / "moe.yaml"
     file.write_text("experts:\n- positive_prompts: [code, sum]\n- positive_prompts: [novel]\n  negative_prompts: [x]\n")
@@ -185,6 +196,7 @@ def decode(source: object) -> None:
         ("a.json", b'["caf\xe9"]', "a.json: the text must be UTF-8"),
         ("a.json", b"{}", "a.json: the file must hold a list. Got dict"),
         ("a.jsonl", b"{no", "a.jsonl:0:0: it must be JSON"),
+        ("a.jsonl", b'{"audio": "gone.wav"}', "a.jsonl:0:0: the file 'gone.wav' must be there. Got: No such file"),
         ("a.jsonl", b'{"txt": "a"}', "a.jsonl:0:0: it must be a text, an image, or a dictionary"),
         ("a.yaml", b"- 1", "a.yaml: a YAML file must be one of mergekit-moe"),
         ("a.yaml", b"experts: [{positive_prompts: 3}]", "expert 0 must have a list of texts as positive_prompts"),

@@ -23,6 +23,8 @@ SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
     "audio": (".wav", ".ogg", ".flac", ".mp3"),
 }
 KINDS: Mapping[str, Kind] = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+ROWS = (".jsonl", ".json")
+"""Files of rows, which hold texts or name pictures and recordings: whatever the model reads."""
 MOST_STEMS = 256
 """A folder of more texts than this is a heap of documents, whose names are no labels."""
 
@@ -59,7 +61,7 @@ def from_files(path: Path, reads: Collection[Kind], labels: Sequence[str] | None
         CalibrationError: where there is no such file, or none the model can read.
     """
     files = [_known(path)] if path.is_file() else _walk(path)
-    kept = [file for file in files if KINDS[file.suffix] in reads]
+    kept = [file for file in files if KINDS[file.suffix] in reads or (path.is_file() and file.suffix in ROWS)]
     if not kept:
         wanted = ", ".join(suffix for kind in sorted(reads) for suffix in SUFFIXES[kind])
         got = f"files of {', '.join(sorted({file.suffix for file in files}))} only" if files else "no file of any kind"
@@ -115,7 +117,7 @@ def _lines(file: File, place: int) -> Iterator[Item]:
     for number, line in enumerate(piece(file.path, place, whole_lines=True).split("\n")):
         if line.strip():
             name = f"{file.name}:{place}:{number}"
-            yield item_of(_json(line, name), name, label=file.label)
+            yield item_of(_json(line, name), name, label=file.label, folder=file.path.parent)
 
 
 def _list(file: File, _place: int) -> Iterator[Item]:
@@ -129,7 +131,7 @@ def _list(file: File, _place: int) -> Iterator[Item]:
         )
     for number, row in enumerate(rows):
         name = f"{file.name}:{number}"
-        yield item_of(row, name, label=file.label)
+        yield item_of(row, name, label=file.label, folder=file.path.parent)
 
 
 def _image(file: File, _place: int) -> Iterator[Item]:

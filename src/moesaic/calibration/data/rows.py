@@ -40,11 +40,12 @@ def from_rows(source: Any, labels: Sequence[str] | None) -> Data:
     return Data(name, known, None, stream)
 
 
-def item_of(row: Any, name: str, names: Sequence[str] = (), label: str | None = None) -> Item:
+def item_of(row: Any, name: str, names: Sequence[str] = (), label: str | None = None, folder: Path = Path()) -> Item:
     """Return a row as an item.
 
     Args:
         names: of the labels, where rows hold their index. label: for rows that have none of their own.
+        folder: what paths in rows are relative to.
 
     Raises:
         CalibrationError: where the row holds nothing that can be read.
@@ -62,8 +63,8 @@ def item_of(row: Any, name: str, names: Sequence[str] = (), label: str | None = 
         name,
         label,
         None if text is None else str(text),
-        None if image is None else Picture(name, _bytes(image)),
-        None if audio is None else _sound(name, audio),
+        None if image is None else Picture(name, _bytes(image, name, folder)),
+        None if audio is None else _sound(name, audio, folder),
     )
 
 
@@ -74,17 +75,24 @@ def _named(label: Any, names: Sequence[str]) -> str | None:
     return names[label] if label >= 0 else None
 
 
-def _sound(name: str, value: Any) -> Sound:
+def _sound(name: str, value: Any, folder: Path) -> Sound:
     if isinstance(value, Mapping) and "array" in value:
         return Sound(name, value["array"], value.get("sampling_rate"))
-    return Sound(name, _bytes(value))
+    return Sound(name, _bytes(value, name, folder))
 
 
-def _bytes(value: Any) -> Any:
+def _bytes(value: Any, name: str, folder: Path) -> Any:
     """Return the bytes of a path or of what `datasets` makes of a file; anything else as it is."""
     if isinstance(value, Mapping):
         value = value["bytes"] if value.get("bytes") is not None else value.get("path")
-    return Path(value).read_bytes() if isinstance(value, str | Path) else value
+    if not isinstance(value, str | Path):
+        return value
+    try:
+        return (folder / value).read_bytes()
+    except OSError as error:
+        raise CalibrationError(
+            f"{name}: the file {str(value)!r} must be there. Got: {error.strerror}. Correct the path."
+        ) from None
 
 
 def _depth(row: Any) -> int:
