@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moesaic.architectures.sparse import Runtime
 from moesaic.calibrating import Reading
+from moesaic.calibration.data import Source
 from moesaic.certification import Certificate, SplicedCertificate
 from moesaic.certification import certify as make_certificate
 from moesaic.certification.text import check
@@ -57,7 +58,7 @@ def upcycle(
     untie: bool = False,
     seed: int = 0,
     certify: bool = True,
-    data: str | Path | None = None,
+    data: Source | None = None,
     stats: str | Path | None = None,
     reading: Reading | None = None,
     tower: str | None = None,
@@ -75,8 +76,9 @@ def upcycle(
             preferred class that expresses the model exactly, or splice for kinds of models that have none.
         runtime: what shall serve the result. dtype: F32, F16 or BF16; None keeps each tensor's. untie: write the
             output head although tied. seed: of all randomness.
-        certify: compare dense and MoE at the end. data: a file or folder of what the model reads, for that and for
-            methods that learn from activations; None: built-in passages, and no such methods. stats: a file of
+        certify: compare dense and MoE at the end. data: a file, a folder or rows of what the model reads, for that and
+            for methods that learn from activations; None: built-in passages, and no such methods. What can be gone
+            through once only is for the methods alone. stats: a file of
             `moesaic calibrate` for these methods. reading: how they read data.
         tower: a word of the paths of the FFNs that become MoE (`vision`, `decoder`); splices.
         writing: shard size, threads, resume, overwrite.
@@ -90,7 +92,7 @@ def upcycle(
     moesaic.errors.SourceError: 'no-such-model': ...
     """
     options = Options(spec or MoESpec(), experts or Spri(), router, target, runtime, dtype, untie, seed, tower)
-    knowledge = Knowledge(Path(data) if data else None, Path(stats) if stats else None, reading)
+    knowledge = Knowledge(data, Path(stats) if stats else None, reading)
     return upcycled(source, out, options, writing or Writing(), knowledge, certify=certify, progress=progress)
 
 
@@ -110,8 +112,9 @@ def upcycled(
     checkpoint = DenseCheckpoint.open(folder)
     certificates: list[Certificate | SplicedCertificate] = []
     conversion = prepare(checkpoint.config, options, checkpoint.infos)
-    if certify and knowledge.data is not None and not isinstance(conversion, Spliced):
-        check(folder, knowledge.data)
+    data = knowledge.data if isinstance(knowledge.data, str | Path | Sized) else None
+    if certify and data is not None and not isinstance(conversion, Spliced):
+        check(folder, data)
     settle(Path(out), [folder], resume=writing.resume, overwrite=writing.overwrite)  # before hours of calibration
     conversion, record = informed(conversion, checkpoint, _title(source), knowledge, progress, say)
     for concern in record["concerns"] if record else ():
@@ -123,7 +126,7 @@ def upcycled(
             partial,
             moe_config=config,
             record=record,
-            data=knowledge.data,
+            data=data,
             progress=lambda done, total: progress("certify", done, total),
         )
         certificates.append(made)

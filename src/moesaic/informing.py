@@ -9,6 +9,7 @@ from typing import Any
 
 from moesaic.calibrating import Progress, Reading, calibrate
 from moesaic.calibration import Calibration
+from moesaic.calibration.data import Source
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.convert import Conversion, Spliced
@@ -25,11 +26,11 @@ class Knowledge:
     """Where a conversion's statistics come from.
 
     Args:
-        data: a file or folder of what the model reads. stats: a file of `moesaic calibrate`, which goes before data.
+        data: a file, a folder or rows of what the model reads. stats: a file of `moesaic calibrate`; goes before data.
         reading: how data are read.
     """
 
-    data: Path | None = None
+    data: Source | None = None
     stats: Path | None = None
     reading: Reading | None = None
 

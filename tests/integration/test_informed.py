@@ -154,6 +154,16 @@ def test_a_file_of_statistics_gives_the_same_bytes_as_the_data(tmp_path: Path, l
     assert weights[0] == weights[1]
 
 
+def test_rows_do_as_well_as_files(tmp_path: Path, llama: Path) -> None:
+    rows = texts(96)
+    made = moesaic.upcycle(llama, tmp_path / "moe", MoESpec(4, 2), experts=ClusterAware(), data=rows)
+    assert made.certificate is not None
+    again = moesaic.certify(llama, tmp_path / "moe", data=rows)
+    assert again == made.certificate
+    once = iter(texts(96))
+    moesaic.upcycle(llama, tmp_path / "once", MoESpec(4, 2), experts=ClusterAware(), data=once)
+
+
 class TestRefusals:
     def left_nothing(self, out: Path) -> bool:
         return not list(out.parent.glob(f"{out.name}*"))

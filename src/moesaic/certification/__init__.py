@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.architectures import SparseTarget, records
+from moesaic.calibration.data import Source as Given
 from moesaic.certification.by_layer import explained, fits, load_by_layer
 from moesaic.certification.capture import run
 from moesaic.certification.certificate import Certificate
@@ -38,7 +39,7 @@ def certify(
     *,
     moe_config: Mapping[str, Any] | None = None,
     record: Mapping[str, Any] | None = None,
-    data: str | Path | None = None,
+    data: Given | None = None,
     max_tokens: int = 1024,
     streaming: bool | None = None,
     progress: Callable[[int, int], None] = lambda *_: None,
@@ -47,8 +48,8 @@ def certify(
 
     Args:
         dense, moe: folders. moe_config, record: config.json and moesaic.json of the MoE; None reads them from there.
-        data: what the model reads (a text file for language models); None takes built-in passages, or random inputs
-            where the model reads no text. max_tokens: compared in all.
+        data: what the model reads, as a file, a folder or rows; None takes built-in passages, or random inputs where
+            the model reads no text. max_tokens: compared in all.
         streaming: read each layer when its turn comes and drop it after; None: where both models do not fit in memory.
             A model with spliced MoE layers is always held whole.
         progress: called with (layers run since the last call, layers in all).
@@ -56,7 +57,7 @@ def certify(
     Raises:
         CertificateError: if a weight is left over or missing, or a promised function is not kept.
     """
-    dense, moe, data = Path(dense), Path(moe), None if data is None else Path(data)
+    dense, moe = Path(dense), Path(moe)
     record = record or read_json(moe / "moesaic.json")
     config = moe_config or read_json(moe / "config.json")
     if SECTION in config:
@@ -70,7 +71,7 @@ def certify_stock(
     moe: Path,
     moe_config: Mapping[str, Any],
     record: Mapping[str, Any],
-    data: Path | None,
+    data: Given | None,
     max_tokens: int,
     streaming: bool | None,
     progress: Callable[[int, int], None],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration import open_data, open_readers, plan_batches
+from moesaic.calibration.data import Source
 from moesaic.calibration.passes import FAULTS, arguments
 from moesaic.calibration.readers import kinds, tower
 from moesaic.calibration.readers.base import Feed
@@ -29,7 +30,7 @@ class Batches:
     feeds: tuple[Feed, ...]
 
 
-def open_batches(folder: Path, model: PreTrainedModel, data: Path | None, max_tokens: int) -> Batches:
+def open_batches(folder: Path, model: PreTrainedModel, data: Source | None, max_tokens: int) -> Batches:
     """Return what to compare on: the user's data, built-in passages for a model of text, else random inputs.
 
     Raises:
@@ -38,7 +39,7 @@ def open_batches(folder: Path, model: PreTrainedModel, data: Path | None, max_to
     try:
         if data is None and not _reads_text(folder, model):
             return Batches(RANDOM, (_random(model),))
-        source = [text for _, text in builtin()] if data is None else data
+        source: Source = [text for _, text in builtin()] if data is None else data
         readers = open_readers(folder, model)
         opened = open_data(source, tuple(readers))
         planned = plan_batches(opened, readers, max_tokens=max_tokens, batch_tokens=min(max_tokens, 2048))

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moesaic.calibration.data import Source
 from moesaic.calibration.readers.base import Feed
 from moesaic.calibration.rows import match
 from moesaic.certification.batches import answer, open_batches
@@ -107,7 +108,7 @@ def certify_spliced(
     moe_config: Mapping[str, Any],
     dense_config: Mapping[str, Any],
     record: Mapping[str, Any],
-    data: Path | None,
+    data: Source | None,
     max_tokens: int,
     progress: Callable[[int, int], None],
 ) -> SplicedCertificate:

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from moesaic.calibration import open_data
+from moesaic.calibration.data import Source
 from moesaic.errors import CalibrationError, CertificateError
 from moesaic.lazy import torch
 from moesaic.texts import builtin
@@ -27,7 +28,7 @@ class Text:
     sequences: list[list[int]]
 
     @classmethod
-    def read(cls, dense: Path, data: Path | None, max_tokens: int, vocab: int) -> Text:
+    def read(cls, dense: Path, data: Source | None, max_tokens: int, vocab: int) -> Text:
         """Tokenise the built-in passages or the user's text file, at most `max_tokens` in all.
 
         A model folder without a tokenizer is compared on random token ids, and the table says so.
@@ -48,10 +49,10 @@ class Text:
         pieces = [ids[start : start + PIECE] for ids in whole for start in range(0, len(ids), PIECE)]
         kept = [ids for ids in pieces if len(ids) > 1]
         if not kept:
-            raise CertificateError(f"{data}: the text must hold at least two tokens. Got none. Give more text.")
+            raise CertificateError(f"{_name(data)}: the text must hold at least two tokens. Got none. Give more text.")
         if (largest := max(map(max, kept))) >= vocab:
             raise CertificateError(f"{dense}: token ids must be below the embedding's {vocab} rows. Got {largest}.")
-        return cls("built-in passages" if data is None else data.name, kept)
+        return cls("built-in passages" if data is None else _name(data), kept)
 
     def batches(self, max_tokens: int) -> Iterator[Batch]:
         """Yield the sequences in order, as many at once as fit into `max_tokens` with their padding; at least one."""
@@ -83,14 +84,14 @@ class Batch:
         return x_BT.reshape(real_BT.numel(), -1)[real_BT.flatten()]
 
 
-def check(dense: Path, data: Path) -> None:
+def check(dense: Path, data: Source) -> None:
     """Refuse a text file that no certificate can be made on; takes no time, so do it before the model is converted.
 
     Raises:
         CertificateError: if the file can't be read, is empty, or the model has no tokenizer for it.
     """
     if not any(text.strip() for _, text in _passages(data)):
-        raise CertificateError(f"{data}: the text must hold at least two tokens. Got none. Give more text.")
+        raise CertificateError(f"{_name(data)}: the text must hold at least two tokens. Got none. Give more text.")
     if not _has_tokenizer(dense):
         raise CertificateError(
             f"{dense}: the model must have a tokenizer for the text of --data. Got none. Add its files, or leave "
@@ -121,9 +122,14 @@ def _tokenizer(folder: Path) -> Callable[[str], list[int]] | None:
     return encode
 
 
-def _passages(data: Path) -> list[tuple[str, str]]:
-    """Return the texts of a file or folder by name: a plain text as a whole, of many texts a fair sample."""
-    if not data.is_dir() and data.suffix not in ROWS:
+def _name(data: Source | None) -> str:
+    return Path(data).name if isinstance(data, str | Path) else type(data).__name__
+
+
+def _passages(data: Source) -> list[tuple[str, str]]:
+    """Return texts by name: a plain file as a whole, of many texts a fair sample."""
+    data = Path(data) if isinstance(data, str) else data
+    if isinstance(data, Path) and not data.is_dir() and data.suffix not in ROWS:
         return [(data.name, _read(data))]
     try:
         items = islice(open_data(data).visit(seed=0), MOST)
