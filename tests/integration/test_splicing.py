@@ -254,6 +254,14 @@ class TestRefusals:
     def test_a_tower_that_is_not_there(self, dense: Callable[[str], tuple[Path, Any]]) -> None:
         self.refused(dense("bert")[0], PlanError, "--tower vision: some FFN must stand", tower="vision")
 
+    def test_a_target_that_is_not_there(self, dense: Callable[[str], tuple[Path, Any]]) -> None:
+        self.refused(dense("bert")[0], ArchitectureError, "Got 'splicee'. Did you mean 'splice'", target="splicee")
+
+    def test_a_class_of_another_type(self, dense: Callable[[str], tuple[Path, Any]]) -> None:
+        config = {**read_json(dense("bert")[0] / "config.json"), "architectures": ["RobertaModel"]}
+        with pytest.raises(ArchitectureError, match=r"must name a class of model_type 'bert'\. Got RobertaModel"):
+            prepare(config, Options(MoESpec(4, 2), SparseUpcycling()))
+
     def test_a_layer_that_is_not_there(self, dense: Callable[[str], tuple[Path, Any]]) -> None:
         checkpoint = DenseCheckpoint.open(dense("bert")[0])
         options = Options(MoESpec(4, 2, layers=Layers("7")), SparseUpcycling())

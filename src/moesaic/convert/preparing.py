@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moesaic.architectures import SparseTarget, records
 from moesaic.architectures.match import has_stock_class
 from moesaic.convert.conversion import Conversion, prepare_stock
 from moesaic.convert.options import SPLICE, Options
 from moesaic.convert.spliced import Spliced
 from moesaic.convert.splicing import is_known, splice
-from moesaic.errors import ArchitectureError, brief
+from moesaic.errors import ArchitectureError, brief, did_you_mean
 from moesaic.plan import TensorInfo
 
 
@@ -29,6 +30,10 @@ def prepare(
         names all problems.
     """
     _refuse_quantised(config)
+    targets = (SPLICE, *records(SparseTarget))
+    if options.target not in (None, *targets):
+        hint = did_you_mean(options.target or "", targets)
+        raise ArchitectureError(f"target: it must be one of {', '.join(targets)}. Got '{options.target}'.{hint}")
     asked = options.target == SPLICE or options.tower is not None
     if asked or (options.target is None and not has_stock_class(config) and is_known(config)):
         return splice(config, options, tensors)
