@@ -15,14 +15,17 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tests.integration import spliceable
+from tests.integration.calibrating import clip
 from torch.testing import assert_close
 
 import moesaic
+from moesaic.certification import SplicedCertificate
 from moesaic.checkpoints.dense import DenseCheckpoint, read_json
 from moesaic.cli import run
 from moesaic.convert import Options, Spliced, Writing, convert, prepare
-from moesaic.errors import ArchitectureError, CheckpointError, PlanError
+from moesaic.errors import ArchitectureError, CertificateError, CheckpointError, PlanError
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
@@ -243,6 +246,26 @@ class TestTheModuleIsAnOrdinaryOne:
         want = spliceable.output(merged.eval())
         merged.save_pretrained(tmp_path / "merged")
         assert_close(spliceable.output(moesaic.load(tmp_path / "merged")), want, rtol=0, atol=1e-6)  # stored float32
+
+
+def test_a_certificate_reaches_every_moe_layer_or_is_refused(tmp_path: Path) -> None:
+    """Text alone says nothing of a vision tower, whose broken experts it would pass."""
+    folder = clip(tmp_path / "clip")
+    spec = MoESpec(4, 2)
+    made = moesaic.upcycle(folder, tmp_path / "moe", spec, experts=SparseUpcycling(), tower="vision")
+    assert isinstance(made.certificate, SplicedCertificate)
+    assert made.certificate.output not in ("text_embeds", "logits")
+    assert all(row["load_cv"] >= 0 for row in made.certificate.layers)
+    with pytest.raises(
+        CertificateError, match=r"must reach every MoE layer(.|\n)*vision_model.encoder.layers.0.mlp.fc2"
+    ):
+        moesaic.certify(folder, tmp_path / "moe", data=["the red fox"])
+    file = next((tmp_path / "moe").glob("*.safetensors"))
+    state = load_file(file)
+    name = next(name for name in state if name.endswith("experts.down_proj"))
+    save_file({**state, name: state[name] * 2}, file, {"format": "pt"})
+    with pytest.raises(CertificateError, match="sparse_upcycling: the converted model must compute what the dense one"):
+        moesaic.certify(folder, tmp_path / "moe")
 
 
 class TestRefusals:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +24,11 @@ RANDOM = "random inputs (pass --data for real ones)"
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches for one model, and a name for the table."""
+    """Batches for one model, and a name for the table; `whole`: they are for all towers at once."""
 
     name: str
     feeds: tuple[Feed, ...]
+    whole: bool = False
 
 
 def open_batches(folder: Path, model: PreTrainedModel, data: Source | None, max_tokens: int) -> Batches:
@@ -38,7 +39,7 @@ def open_batches(folder: Path, model: PreTrainedModel, data: Source | None, max_
     """
     try:
         if data is None and not _reads_text(folder, model):
-            return Batches(RANDOM, (_random(model),))
+            return Batches(RANDOM, (_random(model),), whole=True)
         source: Source = [text for _, text in builtin()] if data is None else data
         readers = open_readers(folder, model)
         opened = open_data(source, tuple(readers))
@@ -70,10 +71,15 @@ def _random(model: PreTrainedModel) -> Feed:
     return Feed(kind, tensors, torch.full((rows,), -1))  # type: ignore[arg-type]
 
 
-def answer(model: PreTrainedModel, feed: Feed) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield every named floating-point output [B, ...] of the model; of one tower alone where the batch is for one."""
-    whole = feed.inputs.keys() >= {model.main_input_name} and not _several(model, feed)
-    entry: Any = model.forward if whole else tower(model, feed.kind) or model.forward
+def answer(model: PreTrainedModel, feed: Feed, *, whole: bool = False) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield every named floating-point output [B, ...] of the model; of one tower alone where the batch is for one.
+
+    Args:
+        whole: the batch is for all towers at once.
+    """
+    entry: Any = model.forward
+    if not whole and (_several(model, feed) or model.main_input_name not in feed.inputs):
+        entry = tower(model, feed.kind) or entry
     try:
         with torch.no_grad():
             given = entry(**arguments(entry, feed, model))
@@ -81,7 +87,7 @@ def answer(model: PreTrainedModel, feed: Feed) -> Iterator[tuple[str, torch.Tens
         raise CertificateError(
             f"{type(model).__name__}: the model must run on the data. It does not: {type(error).__name__}: {error}."
         ) from error
-    pairs = given.items() if hasattr(given, "items") else [("output", given)]
+    pairs = given.items() if isinstance(given, Mapping) else [("output", given)]
     yield from ((name, value) for name, value in pairs if _is_real(value))
 
 

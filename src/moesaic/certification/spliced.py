@@ -18,7 +18,7 @@ from moesaic.certification.diversity import mean_distance
 from moesaic.certification.promise import hold_to_promise
 from moesaic.certification.similarity import linear_cka, output_cosine
 from moesaic.certification.tally import LayerTally, Mean
-from moesaic.errors import CertificateError
+from moesaic.errors import CertificateError, listing
 from moesaic.lazy import torch
 from moesaic.modeling.dense_ffn import activation, dense_ffn
 from moesaic.modeling.loading import load, quiet
@@ -28,6 +28,7 @@ from moesaic.sites import Site
 
 SAMPLE = 256
 """Tokens of an FFN on which all of its experts are run, about; evenly from all batches."""
+LOGITS = "logits"
 FAITHFUL = 1e-3
 """Largest difference, as a share of the largest value, between an FFN that was found and what the model computes."""
 
@@ -37,7 +38,8 @@ class SplicedCertificate:
     """Dense against MoE on data of the model's own kind.
 
     Args:
-        data: what was read. tokens: compared, of the output. output: the output that the figures are of.
+        data: what was read. tokens: compared, of the output. output: what the figures are of, logits or else the output
+            that changed most.
         max_diff, max_value: of it, over everything. cosine: mean, of its vectors, dense against MoE.
         kl, agreement: where it is logits: KL(dense || MoE) in nats, share with the same best class; else None.
         promised, rounds_to: as in `Certificate`. layers: one row per MoE layer.
@@ -75,31 +77,37 @@ class SplicedCertificate:
 
 @dataclass
 class Comparison:
-    """What is counted while both models run over the same data."""
+    """What is counted of one output while both models run over the same data."""
 
+    output: str
     cosine: Mean = field(default_factory=Mean)
     kl: Mean = field(default_factory=Mean)
     agreement: Mean = field(default_factory=Mean)
     max_diff: float = 0.0
     max_value: float = 0.0
-    output: str = ""
 
-    def add(self, name: str, dense: torch.Tensor, moe: torch.Tensor, feed: Feed) -> None:
-        """Compare the main output [B, ..., C] of one batch; padding is left out."""
-        self.output = name
+    def add(self, dense: torch.Tensor, moe: torch.Tensor, feed: Feed) -> None:
+        """Compare the output [B, ..., C] of one batch; padding is left out."""
         count = dense.numel() // dense.shape[-1]
         rows = match(feed, count, dense.device)
         dense_TC, moe_TC = rows.of(dense).double(), rows.of(moe).double()
         if not bool((dense_TC.sum() + moe_TC.sum()).isfinite()):
             which = "MoE" if bool(dense_TC.isfinite().all()) else "dense"
-            raise CertificateError(f"The {which} model: {name} must be finite. Got NaN or infinity on this data.")
+            raise CertificateError(
+                f"The {which} model: {self.output} must be finite. Got NaN or infinity on this data."
+            )
         self.max_diff = max(self.max_diff, float((dense_TC - moe_TC).abs().amax()))
         self.max_value = max(self.max_value, float(dense_TC.abs().amax()))
         self.cosine.add(torch.cosine_similarity(dense_TC, moe_TC, dim=-1, eps=1e-300))
-        if name == "logits":
+        if self.output == LOGITS:
             log_p, log_q = dense_TC.log_softmax(-1), moe_TC.log_softmax(-1)
             self.kl.add(torch.linalg.vecdot(log_p.exp(), log_p - log_q))
             self.agreement.add(dense_TC.argmax(-1) == moe_TC.argmax(-1))
+
+    @property
+    def relative(self) -> float:
+        """The largest difference as a share of the largest value."""
+        return self.max_diff / max(self.max_value, 1e-30)
 
 
 def certify_spliced(
@@ -126,24 +134,27 @@ def certify_spliced(
     entries = moe_config[SECTION]["sites"]
     models = [load(dense, dense_config, torch.float32), load(moe, moe_config, torch.float32)]
     batches = open_batches(dense, models[0], data, max_tokens)
-    whole = Comparison()
+    compared: dict[str, Comparison] = {}
     share = math.ceil(SAMPLE / len(batches.feeds))
     layers = [_Layer(number, one, share) for number, one in zip(record["spec"]["moe_layers"], entries, strict=True)]
     steps = 2 * len(layers) * len(batches.feeds)
     with quiet():
         for feed in batches.feeds:
             with _watched(models[0], layers, feed, dense=True):
-                first = dict(answer(models[0], feed))
+                first = dict(answer(models[0], feed, whole=batches.whole))
             progress(len(layers), steps)
             with _watched(models[1], layers, feed, dense=False):
-                second = dict(answer(models[1], feed))
+                second = dict(answer(models[1], feed, whole=batches.whole))
             progress(len(layers), steps)
-            name = _main(first)
-            whole.add(name, first[name], second[name], feed)
-    hold_to_promise(record, whole.output, whole.max_diff, whole.max_value)
+            for name, value in first.items():
+                compared.setdefault(name, Comparison(name)).add(value, second[name], feed)
+    _check_all_ran(layers)
+    for each in compared.values():
+        hold_to_promise(record, each.output, each.max_diff, each.max_value)
     for layer in layers:
         layer.compare_experts(models[1])
-    is_logits = whole.output == "logits"
+    whole = _main(compared)
+    is_logits = whole.output == LOGITS
     return SplicedCertificate(
         data=batches.name,
         tokens=whole.cosine.count,
@@ -263,11 +274,17 @@ def _alike(module: Any, x_TD: torch.Tensor) -> tuple[float, float]:
     return output_cosine(y_ETD), linear_cka(y_ETD)
 
 
-def _main(outputs: Mapping[str, torch.Tensor]) -> str:
-    """Return the name of the output that says most about the model."""
-    for name in ("logits", "image_embeds", "last_hidden_state"):
-        if name in outputs:
-            return name
-    if not outputs:
+def _check_all_ran(layers: list[_Layer]) -> None:
+    """Refuse a certificate that says nothing of some MoE layer, as one on text alone would of a vision tower."""
+    if idle := [layer.site.last for layer in layers if not layer.tally.cosine.count]:
+        raise CertificateError(
+            "The data must reach every MoE layer. These never ran; pass --data of what their tower reads, choose by "
+            f"--tower, or leave the certificate out with --no-certify:\n{listing(idle)}"
+        )
+
+
+def _main(compared: Mapping[str, Comparison]) -> Comparison:
+    """Return the output that says most about the model: logits, or else the one that changed most."""
+    if not compared:
         raise CertificateError("The model must give a floating-point output to compare. It gives none.")
-    return next(iter(outputs))
+    return compared.get(LOGITS) or max(compared.values(), key=lambda one: one.relative)
