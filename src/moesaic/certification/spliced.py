@@ -29,6 +29,8 @@ from moesaic.sites import Site
 SAMPLE = 256
 """Tokens of an FFN on which all of its experts are run, about; evenly from all batches."""
 LOGITS = "logits"
+MAIN = (LOGITS, "last_hidden_state", "image_embeds", "text_embeds")
+"""Outputs that say most about a model, in this order; the promise is held on every output."""
 FAITHFUL = 1e-3
 """Largest difference, as a share of the largest value, between an FFN that was found and what the model computes."""
 
@@ -38,8 +40,8 @@ class SplicedCertificate:
     """Dense against MoE on data of the model's own kind.
 
     Args:
-        data: what was read. tokens: compared, of the output. output: what the figures are of, logits or else the output
-            that changed most.
+        data: what was read. tokens: compared, of the output. output: what the figures are of, the first of `MAIN`
+            that the MoE layers reach.
         max_diff, max_value: of it, over everything. cosine: mean, of its vectors, dense against MoE.
         kl, agreement: where it is logits: KL(dense || MoE) in nats, share with the same best class; else None.
         promised, rounds_to: as in `Certificate`. layers: one row per MoE layer.
@@ -103,11 +105,6 @@ class Comparison:
             log_p, log_q = dense_TC.log_softmax(-1), moe_TC.log_softmax(-1)
             self.kl.add(torch.linalg.vecdot(log_p.exp(), log_p - log_q))
             self.agreement.add(dense_TC.argmax(-1) == moe_TC.argmax(-1))
-
-    @property
-    def relative(self) -> float:
-        """The largest difference as a share of the largest value."""
-        return self.max_diff / max(self.max_value, 1e-30)
 
 
 def certify_spliced(
@@ -284,7 +281,8 @@ def _check_all_ran(layers: list[_Layer]) -> None:
 
 
 def _main(compared: Mapping[str, Comparison]) -> Comparison:
-    """Return the output that says most about the model: logits, or else the one that changed most."""
+    """Return the output that says most about the model: the first of MAIN, or else any, that the MoE layers reach."""
     if not compared:
         raise CertificateError("The model must give a floating-point output to compare. It gives none.")
-    return compared.get(LOGITS) or max(compared.values(), key=lambda one: one.relative)
+    ordered = [compared[name] for name in dict.fromkeys((*MAIN, *compared)) if name in compared]
+    return next((one for one in ordered if one.max_diff > 0), ordered[0])
