@@ -40,6 +40,18 @@ class CertificateError(MoesaicError):
     """The converted model does not keep what its method promises."""
 
 
+class ObservationError(MoesaicError):
+    """A model whose routing can't be observed."""
+
+
+class ObjectiveError(MoesaicError):
+    """A loss that can't reach what it is to train."""
+
+
+class TrainingError(MoesaicError):
+    """A training run that can't start, go on, or be resumed."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string.
 

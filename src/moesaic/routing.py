@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moesaic.lazy import torch
 
 Score = Literal["softmax", "sigmoid"]
+NO_GROUP = -1
+"""The group of a token that belongs to none."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +21,18 @@ class Routing:
         probs_TE: scores of all experts (softmax or sigmoid), float32 or wider.
         ids_TK: the chosen experts, best first.
         weights_TK: their gates, as the layer applies them.
+        layer: path of the MoE layer in its model; empty where there is none.
+        sequence_T: index of the sequence that each token stands in, int64; None: all stand in one.
+        group_T: index of each token's group (language, modality, task), int64, `NO_GROUP` for none; None: no groups.
     """
 
     logits_TE: torch.Tensor
     probs_TE: torch.Tensor
     ids_TK: torch.Tensor
     weights_TK: torch.Tensor
+    layer: str = ""
+    sequence_T: torch.Tensor | None = None
+    group_T: torch.Tensor | None = None
 
     @classmethod
     def from_logits(
@@ -34,12 +42,33 @@ class Routing:
 
         Softmax over all experts, top-k, then renormalisation gives the same gates as softmax over the k chosen logits.
         """
-        wide = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
-        probs_TE = wide.softmax(-1) if score == "softmax" else wide.sigmoid()
+        probs_TE = scores(logits_TE, score)
         weights_TK, ids_TK = probs_TE.topk(top_k, -1)
         if normalize:
             weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
         return cls(logits_TE, probs_TE, ids_TK, weights_TK)
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.probs_TE.shape[-1]
+
+    @property
+    def shares_TE(self) -> torch.Tensor:
+        """The scores as a distribution over the experts: each row sums to 1, for sigmoid scores, too."""
+        return self.probs_TE / self.probs_TE.sum(-1, keepdim=True)
+
+    def select(self, index_T: torch.Tensor) -> Routing:
+        """Return the routing of some tokens, by their indices or by a mask."""
+        return replace(
+            self,
+            logits_TE=self.logits_TE[index_T],
+            probs_TE=self.probs_TE[index_T],
+            ids_TK=self.ids_TK[index_T],
+            weights_TK=self.weights_TK[index_T],
+            sequence_T=None if self.sequence_T is None else self.sequence_T[index_T],
+            group_T=None if self.group_T is None else self.group_T[index_T],
+        )
 
     def load(self) -> torch.Tensor:
         """Return each expert's share [E] of the T*K assignments; sums to 1."""
@@ -53,6 +82,12 @@ class Routing:
 
     def entropy(self) -> float:
         """Return the mean token entropy of the normalised scores divided by ln E: 1 is uniform, 0 is one-hot."""
-        share_TE = self.probs_TE / self.probs_TE.sum(-1, keepdim=True)
+        share_TE = self.shares_TE
         nats_T = -(share_TE * share_TE.clamp_min(torch.finfo(share_TE.dtype).tiny).log()).sum(-1)
         return float(nats_T.mean() / torch.tensor(float(share_TE.shape[-1])).log())
+
+
+def scores(logits_TE: torch.Tensor, score: Score) -> torch.Tensor:
+    """Return the scores of all experts, in float32 or wider."""
+    wide = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
+    return wide.softmax(-1) if score == "softmax" else wide.sigmoid()
