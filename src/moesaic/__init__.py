@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moesaic.certification import Certificate, certify
     from moesaic.convert import Writing
     from moesaic.modeling.loading import load
+    from moesaic.observing import observe
     from moesaic.spec import Layers, MoESpec
 
 _HOMES = {
@@ -31,6 +32,7 @@ _HOMES = {
     "calibrate": "calibrating",
     "certify": "certification",
     "load": "modeling.loading",
+    "observe": "observing",
     "upcycle": "api",
 }
 
@@ -52,5 +54,6 @@ __all__ = [
     "calibrate",
     "certify",
     "load",
+    "observe",
     "upcycle",
 ]
