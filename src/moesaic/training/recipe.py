@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from moesaic.lazy import torch
 from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
 from moesaic.training.stages import Stage
 from moesaic.training.teacher import EnsembleTeacher
@@ -42,8 +41,8 @@ class Prepared:
     model: PreTrainedModel
     train: Examples
     held_out: Examples | None
-    collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]]
-    tokens: Callable[[Mapping[str, torch.Tensor]], int]
+    collate: Callable[[Sequence[Any]], dict[str, Any]]
+    tokens: Callable[[Mapping[str, Any]], int]
     groups: tuple[str, ...]
     save: Callable[[Path], None]
 

@@ -28,7 +28,7 @@ def from_rows(source: Any, labels: Sequence[str] | None) -> Data:
             "Pass a list of texts."
         )
     known, names = _labels(source, labels)
-    rows: Any = _undecoded(source)
+    rows: Any = undecoded(source)
     name = type(source).__name__
     if isinstance(source, Sized) and callable(getattr(source, "__getitem__", None)):
         return Data(name, known, len(source), lambda place: [item_of(rows[place], f"row {place}", names)])
@@ -125,7 +125,7 @@ def _labels(source: Any, given: Sequence[str] | None) -> tuple[tuple[str, ...], 
     return tuple(sorted({str(value) for value in column if value is not None}, key=natural)), ()
 
 
-def _undecoded(source: Any) -> Any:
+def undecoded(source: Any) -> Any:
     """Ask a `datasets` data set for media as they are on disk: decoding is ours, and only where it is needed."""
     for field, feature in dict(getattr(source, "features", None) or {}).items():
         if type(feature).__name__ in ("Image", "Audio"):

@@ -1,0 +1,90 @@
+"""Classifiers out of classifiers and encoders: transformers' own class, its head drawn anew where it must be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesaic.errors import TrainingError, did_you_mean
+from moesaic.lazy import torch
+from moesaic.modeling.sections import PREFIX, SECTION, auto_map
+from moesaic.training.tasks.models import open_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ENDING = "ForImageClassification"
+SPARE = ("pooler", "classifier", "head", "mask_token", "decoder")
+"""Parts of a stored model that its family's classifier has no use for."""
+
+
+def open_classifier(folder: Path, names: Sequence[str], seed: int) -> PreTrainedModel:
+    """Load a classifier of these classes in float32; stock or spliced.
+
+    Raises:
+        TrainingError: where the model's family has no classifier, or more than a head would be drawn anew.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{folder}: a model folder must hold a config.json. Got: {error}.") from None
+    stock = config["architectures"][0].removeprefix(PREFIX if SECTION in config else "")
+    if stock.endswith(ENDING) and _classes(config) == list(names):
+        return open_model(folder)
+    return _with_new_head(folder, config, stock if stock.endswith(ENDING) else _classifier(stock, config), names, seed)
+
+
+def _classes(config: Mapping[str, Any]) -> list[str]:
+    return [name for _, name in sorted(config.get("id2label", {}).items(), key=lambda pair: int(pair[0]))]
+
+
+def _classifier(stock: str, config: Mapping[str, Any]) -> str:
+    """Return the class of transformers that puts a head on this encoder."""
+    from transformers.models.auto.modeling_auto import (  # noqa: PLC0415  # imports transformers
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES as KNOWN,
+    )
+
+    family = str(config["model_type"]).removeprefix(f"{SECTION}_")
+    found = KNOWN.get(family)
+    if found is None:
+        raise TrainingError(
+            f"image classification: the model's family must have a ...{ENDING} class in transformers. Got {stock} of "
+            f"the family {family}.{did_you_mean(family, KNOWN)} Take an encoder such as ViT or DINOv2."
+        )
+    return found if isinstance(found, str) else found[0]
+
+
+def _with_new_head(
+    folder: Path, config: Mapping[str, Any], class_name: str, names: Sequence[str], seed: int
+) -> PreTrainedModel:
+    from moesaic.modeling.loading import model_class, quiet  # noqa: PLC0415  # imports transformers
+
+    spliced = SECTION in config
+    changed = {
+        **config,
+        "architectures": [PREFIX * spliced + class_name],
+        "id2label": {str(place): name for place, name in enumerate(names)},
+        "label2id": {name: place for place, name in enumerate(names)},
+        **({"auto_map": auto_map(class_name)} if spliced else {}),
+    }
+    changed.pop("num_labels", None)
+    cls, settings = model_class(changed)
+    with quiet(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        made: Any = cls.from_pretrained(
+            folder, config=settings, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    model: PreTrainedModel = made[0]
+    inside = f"{model.base_model_prefix}."
+    new = [*made[1]["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in made[1]["mismatched_keys"])]
+    wrong = [key for key in new if key.startswith(inside)]
+    wrong += [key for key in made[1]["unexpected_keys"] if not set(SPARE) & set(key.split("."))]
+    if wrong:
+        raise TrainingError(
+            f"{folder}: all but a head must be loaded from the model. Got no match for {', '.join(sorted(wrong)[:3])}. "
+            f"Take a model whose weights fit {class_name}."
+        )
+    model.eval()
+    return model

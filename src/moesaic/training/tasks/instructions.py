@@ -1,0 +1,186 @@
+"""Instruction tuning: the loss is on the responses alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moesaic.calibration.data import Source
+from moesaic.calibration.readers import TextReader
+from moesaic.errors import TrainingError, brief
+from moesaic.lazy import np
+from moesaic.training.recipe import Prepared
+from moesaic.training.tasks.models import (
+    UNSEEN,
+    demand,
+    generates_text,
+    open_model,
+    padded_rows,
+    readers_of,
+    real_BT,
+    real_tokens,
+    saver,
+    with_groups,
+)
+from moesaic.training.tasks.splitting import SHARE, split
+from moesaic.training.tasks.tables import Row, Table, open_table
+
+Segment = tuple[str, bool]
+"""A stretch of a conversation, and whether it is a response."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """A tokenised conversation.
+
+    Args:
+        ids_T: int32. response_T: which of them are to be predicted. group: index, -1 for none.
+    """
+
+    ids_T: np.ndarray
+    response_T: np.ndarray
+    group: int
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """Next-token prediction of responses, given what stands before them.
+
+    Rows have `messages` (dictionaries with `role` and `content`; each of the assistant's is a response), or `prompt`
+    and `response`. The tokenizer's chat template writes them, where it has one; else prompt, newline, response. A
+    conversation longer than the window is cut at its end, and left out where no response is left.
+
+    Args:
+        data: a file or folder of .jsonl, .json, .csv, .tsv, or rows. window: tokens of a conversation at most.
+        groups: column whose values are groups of tokens for losses. held_out: share that is never trained on.
+    """
+
+    data: Source
+    window: int = 1024
+    groups: str = "label"
+    held_out: float = SHARE
+
+    def prepare(self, folder: Path, seed: int) -> Prepared:
+        """Load the model and tokenise the data.
+
+        Raises:
+            TrainingError: where columns are missing, the model predicts no text, or no response fits the window.
+        """
+        model = open_model(folder)
+        demand(model, generates_text(model), "instructions", "predict the next token", "Take a ...ForCausalLM model")
+        table = open_table(self.data)
+        chats = _conversations(table)
+        reader: TextReader = readers_of(folder, model, self.window, "text")["text"]
+        names, groups = table.groups(self.groups)
+        parts = split([str(chat) for chat in chats], self.held_out)
+        train, held_out = (
+            [turns for place in places if (turns := _tokenised(reader, chats[place], table[place].name, groups[place]))]
+            for places in (parts.train, parts.held_out)
+        )
+        if not train:
+            raise TrainingError(
+                f"{table.name}: a response must begin within the window of {reader.window} tokens. Got none that does. "
+                "Give a larger window, or shorter prompts."
+            )
+        return Prepared(
+            model=model,
+            train=train,
+            held_out=held_out or None,
+            collate=_Collate(reader.pad),
+            tokens=real_tokens,
+            groups=names,
+            save=saver(folder, model),
+        )
+
+
+def _conversations(table: Table) -> list[list[dict[str, str]]]:
+    """Return each row as messages."""
+    first = table[0].values
+    if "messages" in first:
+        table.need("messages")
+    elif "prompt" in first or "response" in first:
+        table.need("prompt", "response")
+    else:
+        table.need("messages")  # says what is there
+    return [_messages(table[place]) for place in range(len(table))]
+
+
+def _messages(row: Row) -> list[dict[str, str]]:
+    given = row.values.get("messages")
+    if given is None:
+        pairs = (("user", "prompt"), ("assistant", "response"))
+        return [{"role": role, "content": str(row.values[name])} for role, name in pairs]
+    whole = isinstance(given, list) and all(isinstance(x, Mapping) and {"role", "content"} <= set(x) for x in given)
+    if not whole or not any(message["role"] == "assistant" for message in given):
+        raise TrainingError(
+            f"{row.name}: messages must be dictionaries with role and content, one of them of the role assistant. "
+            f"Got {brief(given)}. Correct the row."
+        )
+    return [{"role": str(message["role"]), "content": str(message["content"])} for message in given]
+
+
+def _tokenised(reader: TextReader, chat: list[dict[str, str]], name: str, group: int) -> Turns | None:
+    templated = bool(reader.tokenizer.chat_template)
+    segments = list(_templated(reader.tokenizer, chat, name) if templated else _plain(chat))
+    prefix, _ = ([], None) if templated else reader.special()
+    parts = [(reader.ids(text), response) for text, response in segments]
+    end = reader.tokenizer.eos_token_id
+    if not templated and end is not None:
+        parts.append(([end], True))
+    ids_T = np.array([*prefix, *(one for ids, _ in parts for one in ids)], np.int32)
+    response_T = np.array([False] * len(prefix) + [response for ids, response in parts for _ in ids])
+    cut = slice(None, reader.window)
+    return Turns(ids_T[cut], response_T[cut], group) if response_T[cut][1:].any() else None
+
+
+def _plain(chat: Sequence[Mapping[str, str]]) -> Iterator[Segment]:
+    for message in chat:
+        response = message["role"] == "assistant"
+        yield message["content"] if response else message["content"] + "\n", response
+
+
+def _templated(tokenizer: Any, chat: list[dict[str, str]], name: str) -> Iterator[Segment]:
+    """Yield what the template writes, cut where responses begin and end.
+
+    Templates that rewrite earlier turns (they drop reasoning) let the last response alone be found.
+    """
+    said = ""
+    for place in [n for n, message in enumerate(chat) if message["role"] == "assistant"]:
+        before = _written(tokenizer, chat[:place], name, prompting=True)
+        after = _written(tokenizer, chat[: place + 1], name, prompting=False)
+        if before.startswith(said) and after.startswith(before):
+            yield before[len(said) :], False
+            yield after[len(before) :], True
+            said = after
+    if not said:
+        raise TrainingError(
+            f"{name}: the tokenizer's chat template must write a response behind its prompt. It does not. "
+            "Give prompt and response to a tokenizer without a template."
+        )
+
+
+def _written(tokenizer: Any, chat: list[dict[str, str]], name: str, *, prompting: bool) -> str:
+    from jinja2 import TemplateError  # noqa: PLC0415  # transformers needs it for templates
+
+    if not chat:
+        return ""
+    try:
+        found: str = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompting)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise TrainingError(
+            f"{name}: the messages must be such as the chat template takes. It says: {error}. Correct the row."
+        ) from error
+    return found
+
+
+@dataclass(frozen=True)
+class _Collate:
+    pad: int
+
+    def __call__(self, rows: Sequence[Turns]) -> dict[str, Any]:
+        ids = [one.ids_T for one in rows]
+        labels = [np.where(one.response_T, one.ids_T, UNSEEN) for one in rows]
+        batch = {"input_ids": padded_rows(ids, self.pad), "labels": padded_rows(labels, UNSEEN)}
+        return with_groups({**batch, "attention_mask": real_BT(ids)}, [one.group for one in rows])

@@ -1,0 +1,132 @@
+"""The model of a task: loaded for training, checked to fit, and what stands beside its weights."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesaic.calibration.data import Kind
+from moesaic.calibration.readers import Reader, open_readers
+from moesaic.errors import CalibrationError, TrainingError
+from moesaic.lazy import torch
+from moesaic.modeling.sections import SECTION, code_files
+from moesaic.observing import GROUPS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+BESIDE = (
+    *(
+        "tokenizer*",
+        "vocab*",
+        "merges.txt",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "*.model",
+        "chat_template*",
+    ),
+    *("*processor_config.json", "feature_extractor_config.json", "generation_config.json", "normalizer.json"),
+)
+"""Files of a model folder that are neither weights nor config, nor say anything of either."""
+UNSEEN = -100
+"""The label of a token that is not to be predicted."""
+
+
+def open_model(folder: Path) -> PreTrainedModel:
+    """Load a model in float32, stock or spliced."""
+    from moesaic.modeling.loading import load  # noqa: PLC0415  # imports transformers
+
+    return load(folder, dtype=torch.float32)
+
+
+def demand(model: PreTrainedModel, fits: bool, task: str, rule: str, otherwise: str) -> None:  # a check
+    """Refuse a model whose class does not fit a task.
+
+    Raises:
+        TrainingError: naming the class, what it must do, and what to do instead.
+    """
+    if not fits:
+        raise TrainingError(f"{task}: the model must {rule}. Got {type(model).__name__}. {otherwise}.")
+
+
+def takes(model: PreTrainedModel, *names: str) -> bool:
+    """Return whether a model's forward has all these arguments."""
+    return set(names) <= set(inspect.signature(model.forward).parameters)
+
+
+def separates_documents(model: PreTrainedModel) -> bool:
+    """Return whether a decoder takes positions that begin anew with each document in a row."""
+    return takes(model, "position_ids") and model.config.get_text_config() is model.config
+
+
+def generates_text(model: PreTrainedModel) -> bool:
+    """Return whether a model is a decoder that predicts the next token of a text."""
+    return model.can_generate() and takes(model, "input_ids", "labels") and not model.config.is_encoder_decoder
+
+
+def readers_of(folder: Path, model: PreTrainedModel, window: int, *kinds: Kind) -> dict[Kind, Any]:
+    """Return a model's readers of these kinds.
+
+    Raises:
+        TrainingError: where its folder has no processor for one of them.
+    """
+    with as_training():
+        found: Mapping[Kind, Reader] = open_readers(folder, model, window)
+    missing = [kind for kind in kinds if kind not in found]
+    if missing:
+        raise TrainingError(
+            f"{folder}: the model must have a processor for {' and '.join(kinds)}. Got none for {missing[0]}. "
+            "Copy it from the original model."
+        )
+    return {kind: found[kind] for kind in kinds}
+
+
+@contextmanager
+def as_training() -> Iterator[None]:
+    """Let what reading data finds fault with stop a training run."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise TrainingError(str(error)) from error
+
+
+def saver(folder: Path, model: PreTrainedModel) -> Callable[[Path], None]:
+    """Return what writes tokenizer, processors and, for a spliced model, its code into a folder."""
+    paths = [path for pattern in BESIDE for path in sorted(folder.glob(pattern)) if path.is_file()]
+    code = code_files() if SECTION in model.config.to_dict() else ()
+
+    def save(to: Path) -> None:
+        for path in dict.fromkeys((*paths, *code)):
+            if path.resolve().parent != to.resolve():
+                shutil.copyfile(path, to / path.name)
+
+    return save
+
+
+def real_tokens(batch: Mapping[str, Any]) -> int:
+    """Return how many tokens of a text batch are no padding."""
+    mask = batch.get("attention_mask")
+    return int(batch["input_ids"].numel() if mask is None else mask.sum())
+
+
+def padded_rows(rows: Sequence[Any], fill: int, *, at_least: int = 0) -> torch.Tensor:
+    """Return whole numbers [B, T], filled up on the right to the longest row, or to so many."""
+    found_BT = torch.full((len(rows), max(at_least, *map(len, rows))), fill)
+    for place, row in enumerate(rows):
+        found_BT[place, : len(row)] = torch.as_tensor(row)
+    return found_BT
+
+
+def real_BT(rows: Sequence[Any]) -> torch.Tensor:
+    """Return the attention mask [B, T] of rows that are filled up on the right."""
+    lengths_B = torch.tensor([len(row) for row in rows])
+    return (torch.arange(int(lengths_B.max())) < lengths_B[:, None]).long()
+
+
+def with_groups(batch: dict[str, Any], groups: Sequence[int]) -> dict[str, Any]:
+    """Return a batch with the group of each row, where any has one."""
+    return batch if max(groups) < 0 else {**batch, GROUPS: torch.tensor(groups)}
