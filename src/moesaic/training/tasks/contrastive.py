@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.calibration.data import Source
-from moesaic.calibration.readers import WINDOW, TextReader
+from moesaic.calibration.readers import WINDOW
 from moesaic.calibration.readers.base import Example
 from moesaic.calibration.readers.image import ImageReader
+from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import TrainingError
 from moesaic.lazy import np
 from moesaic.training.recipe import Prepared
@@ -95,7 +96,7 @@ def _ids(reader: TextReader, text: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Collate:
-    """Makes batches. full: tokens to which texts are filled up without a mask, as SigLIP was trained; 0: the longest."""
+    """Makes batches. full: tokens that texts are filled up to without a mask, as in SigLIP; 0: the longest."""
 
     text: TextReader
     image: ImageReader

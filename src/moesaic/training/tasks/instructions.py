@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.calibration.data import Source
-from moesaic.calibration.readers import TextReader
+from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import TrainingError, brief
 from moesaic.lazy import np
 from moesaic.training.recipe import Prepared

@@ -149,13 +149,13 @@ def _check(rows: Sequence[Spoken], reader: AudioReader, text: TextReader) -> Non
             seconds = sound.seconds if sound else 0.0
         if seconds > reader.seconds:
             raise TrainingError(
-                f"{one.row.name}: a recording must be at most {reader.seconds:g} s long, which the model hears at once. "
+                f"{one.row.name}: a recording must be at most {reader.seconds:g} s long, what the model hears at once. "
                 f"Got {seconds:.1f} s. Cut it with its text."
             )
         if len(one.ids) > text.window:
             raise TrainingError(
-                f"{one.row.name}: a text must be at most {text.window} tokens long with its prompt. Got {len(one.ids)}. "
-                "Cut it with its recording."
+                f"{one.row.name}: a text must be at most {text.window} tokens long with its prompt. "
+                f"Got {len(one.ids)}. Cut it with its recording."
             )
 
 

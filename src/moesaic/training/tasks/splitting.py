@@ -19,11 +19,13 @@ class Split:
 
 
 def split(keys: Sequence[str], share: float = SHARE) -> Split:
-    """Hold out what hashes low; neither order, seed nor what else is there moves an example, and equal keys stay
-    together. Where nothing does though there are two keys, the lowest is held out; the highest never is.
+    """Hold out what hashes low.
+
+    Neither order nor seed moves an example, and equal keys stay together. Where no key hashes low though there are two,
+    the lowest is held out; the highest never is.
 
     >>> split(["a", "b", "a", "c"], 0.5)
-    Split(train=(0, 1, 2), held_out=(3,))
+    Split(train=(0, 2), held_out=(1, 3))
 
     Args:
         keys: one an example: a text, a name. share: of distinct keys, 0-1; 0: hold nothing out.

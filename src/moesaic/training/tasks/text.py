@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.calibration.data import Item, Source, open_data
-from moesaic.calibration.readers import TextReader
+from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import TrainingError
 from moesaic.lazy import np, torch
 from moesaic.training.recipe import Prepared
