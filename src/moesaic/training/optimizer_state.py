@@ -100,7 +100,7 @@ def carry_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module, dense:
     gate of about 1/K, so its gradients are about E times smaller than the dense FFN's; the dense second moment is too
     large by the square of that, and the first updates too small, until it has decayed (1 / (1 - beta2) steps).
 
-    Reference: Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055, appendix on resuming the optimizer state.
+    Reference: Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055, figure 1 (state copied, optionally).
     Deviates: decided by the weights, not by the layer.
 
     Args:
@@ -115,7 +115,7 @@ def carry_state(optimizer: torch.optim.Optimizer, model: torch.nn.Module, dense:
     known = _Known(dense)
     carried: list[str] = []
     reset: list[str] = []
-    for part in parts(model):
+    for part in parts(inner(model)):
         group = groups.get(id(part.parameter))
         if group is None:
             continue

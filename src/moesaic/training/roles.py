@@ -55,10 +55,10 @@ def parts(model: torch.nn.Module) -> tuple[Part, ...]:
     >>> [part.roles for part in parts(model) if "mlp" in part.name]
     [('router',), ('gate', 'up'), ('down',)]
     """
-    model = inner(model)
+    within = inner(model)
     found: dict[int, tuple[tuple[Role, ...], bool]] = {}
-    for block in moe_blocks(model):
-        found.update({id(parameter): (roles, halves) for parameter, roles, halves in _of_block(model, block)})
+    for block in moe_blocks(within):
+        found.update({id(parameter): (roles, halves) for parameter, roles, halves in _of_block(within, block)})
     return tuple(
         Part(name, parameter, *found.get(id(parameter), (("rest",), False)))
         for name, parameter in model.named_parameters()
@@ -66,9 +66,8 @@ def parts(model: torch.nn.Module) -> tuple[Part, ...]:
 
 
 def _of_block(model: torch.nn.Module, block: MoEBlock) -> Iterator[tuple[torch.nn.Parameter, tuple[Role, ...], bool]]:
-    module = model.get_submodule(block.path)
-    router = next(name for name, child in module.named_modules() if child is block.router).partition(".")[0]
-    for parameter in module.get_submodule(router).parameters():
+    router = next(name for name, child in block.module.named_modules() if child is block.router).partition(".")[0]
+    for parameter in block.module.get_submodule(router).parameters():
         yield parameter, ("router",), False
     for child in _shared(model, block):
         for parameter in child.parameters():
@@ -79,8 +78,8 @@ def _of_block(model: torch.nn.Module, block: MoEBlock) -> Iterator[tuple[torch.n
 def _shared(model: torch.nn.Module, block: MoEBlock) -> Iterator[torch.nn.Module]:
     """Yield shared experts and their gates: in the block, beside it (Granite), or as its dense FFN (Gemma 4)."""
     above = model.get_submodule(block.path.rpartition(".")[0])
-    for name, child in (*model.get_submodule(block.path).named_children(), *above.named_children()):
-        if name.startswith("shared") or (name == "mlp" and child is not model.get_submodule(block.path)):
+    for name, child in (*block.module.named_children(), *above.named_children()):
+        if name.startswith("shared") or (name == "mlp" and child is not block.module):
             yield child
 
 
@@ -95,7 +94,8 @@ def _experts(path: str, experts: torch.nn.Module) -> Iterator[tuple[torch.nn.Par
         stacked = stacked.get_submodule(WRAPPED)
     halves = _has_halves(stacked)
     for name, parameter in stacked.named_parameters():
-        yield parameter, _roles(path, name), halves and name.startswith("gate_up_proj")
+        own_name = name.rpartition(".")[2]  # PEFT may keep a trained copy beside the original
+        yield parameter, _roles(path, own_name), halves and own_name.startswith("gate_up_proj")
 
 
 def _roles(path: str, name: str) -> tuple[Role, ...]:
