@@ -98,5 +98,8 @@ def _holders(module: torch.nn.Module, num_experts: int) -> Iterator[tuple[str, t
 
 def _score(module: torch.nn.Module) -> Score:
     """Return how a stock class scores, by the package that it is defined in; moesaic's own layer takes softmax."""
-    packages = {part for cls in type(module).__mro__ for part in cls.__module__.split(".")}
-    return next((one.score for one in records(SparseTarget).values() if one.model_type in packages), "softmax")
+    homes = [cls.__module__ for cls in type(module).__mro__]
+    for record in records(SparseTarget).values():
+        if any(home.startswith(f"transformers.models.{record.model_type}.") for home in homes):
+            return record.score
+    return "softmax"

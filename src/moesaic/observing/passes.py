@@ -148,6 +148,12 @@ class Observer:
         return self._deliver(output)
 
     def _close(self, output: Any) -> Any:
+        if not len(self._shapes) == len(self._logits) == len(self._choices):
+            counts = f"{len(self._shapes)} layers, {len(self._logits)} routers and {len(self._choices)} experts"
+            raise ObservationError(
+                f"{type(self.model).__name__}: every MoE layer must run its router and experts once. Got {counts}. If "
+                "PEFT or anything else has put other modules in their place since, attach after it."
+            )
         seen = tuple(
             self._seen(shape, logits, *choice)
             for shape, logits, choice in zip(self._shapes, self._logits, self._choices, strict=True)
