@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moesaic.calibration.data import Source
 from moesaic.recipes import LOSSES
 from moesaic.training.recipe import Loss, Recipe, Training
 from moesaic.training.stages import Stage
 from moesaic.training.tasks.contrastive import Contrastive
-from moesaic.training.teacher import EnsembleTeacher
+
+if TYPE_CHECKING:
+    from moesaic.training.teacher import EnsembleTeacher
 
 
 def image_text_contrastive(
@@ -29,7 +32,7 @@ def image_text_contrastive(
     """Train a dual encoder such as CLIP to tell each image's text from the others' in its micro-batch.
 
     Load balancing 1e-2 and router z 1e-3; AdamW 2e-5, linear after a warm-up of 2 %; one epoch. All trains from the
-    start: two stages are published for SPRI's language models alone, and self-distillation (`teacher`) for cluster-aware
+    start: two stages are published for SPRI's language models alone, self-distillation (`teacher`) for cluster-aware
     upcycling (arXiv 2604.13508).
 
     Args:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moesaic.calibration.data import Source
 from moesaic.recipes import LOSSES
 from moesaic.training.recipe import Loss, Recipe, Training
 from moesaic.training.stages import Stage, two_stages
 from moesaic.training.tasks.instructions import Instructions
-from moesaic.training.teacher import EnsembleTeacher
+
+if TYPE_CHECKING:
+    from moesaic.training.teacher import EnsembleTeacher
 
 
 def instruction_tuning(

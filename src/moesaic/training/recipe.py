@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
 from moesaic.training.stages import Stage
-from moesaic.training.teacher import EnsembleTeacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from moesaic.training.teacher import EnsembleTeacher
 
 Loss = RouterLoss | WeightLoss | Balancer
 
