@@ -12,9 +12,11 @@ class AfterStep:
     """Calls `told` after each step of any optimizer that has parameters of a model; remove it when done."""
 
     def __init__(self, model: torch.nn.Module, told: Callable[[], None]) -> None:
+        from torch.optim.optimizer import register_optimizer_step_post_hook  # noqa: PLC0415  # needs torch
+
         self._model = model
         self._told = told
-        self._handle: Any = torch.optim.optimizer.register_optimizer_step_post_hook(self._stepped)
+        self._handle: Any = register_optimizer_step_post_hook(self._stepped)
 
     def remove(self) -> None:
         """Hear of no more steps."""
