@@ -384,6 +384,32 @@ def test_a_compiled_model_is_told_of_the_same(mixtral: Any) -> None:
     assert_close(router_gradients(compiled, input_ids=IDS), want, **EXACT)
 
 
+@pytest.mark.parametrize("target", ["mixtral", "glm4_moe"])
+@torch.no_grad()
+def test_observing_breaks_no_graph(target: str, made: Callable[[str], Any]) -> None:
+    """A compiled model stays as many graphs as it was, and nothing is compiled anew at the second pass."""
+    model, _ = made(target)
+    want = seen_by(model, input_ids=pico.tokens())
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: Any) -> Callable[..., Any]:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    torch.compile(model, backend=backend)(input_ids=pico.tokens())
+    bare = len(graphs)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=backend)
+    with observe(compiled) as passes:
+        compiled(input_ids=pico.tokens())
+        compiled(input_ids=pico.tokens())
+    assert len(graphs) == 2 * bare
+    for found in passes:
+        assert_close([one.logits_TE for one in found], [one.logits_TE for one in want], **FLOAT32)
+        assert_close([one.ids_TK for one in found], [one.ids_TK for one in want])
+
+
 def test_a_folder_loaded_with_its_own_code_is_told_of(
     made: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
