@@ -23,8 +23,6 @@ class RouterLoss(Method, ABC):
     """
 
     kind: ClassVar[str] = "router loss"
-    additive: ClassVar[bool] = False
-    """Whether the loss of a batch is the mean of its tokens' losses, so that its parts may be taken one by one."""
 
     weight: float = number(1.0, low=0.0, high=1e6)
 

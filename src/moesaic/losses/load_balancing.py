@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from moesaic.lazy import torch
 from moesaic.losses.base import RouterLoss
@@ -32,8 +32,6 @@ class LoadBalancing(RouterLoss):
     >>> round(LoadBalancing().loss(balanced).item(), 4)
     1.0
     """
-
-    additive: ClassVar[bool] = False
 
     weight: float = number(1e-2, low=0.0, high=1e6)
     level: Literal["batch", "sequence"] = "batch"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from moesaic.lazy import torch
 from moesaic.losses.base import RouterLoss
@@ -30,10 +29,9 @@ class RouterZ(RouterLoss):
     4.0
     """
 
-    additive: ClassVar[bool] = True
-
     weight: float = number(1e-3, low=0.0, high=1e6)
 
     def loss(self, routing: Routing) -> torch.Tensor:
         """Return `mean_t logsumexp(logits_t)^2`."""
-        return routing.logits_TE.logsumexp(-1).square().mean()
+        wide = torch.promote_types(routing.logits_TE.dtype, torch.float32)
+        return routing.logits_TE.to(wide).logsumexp(-1).square().mean()

@@ -111,17 +111,24 @@ class MoELayer(nn.Module):
     into the last linears by whoever writes the weights.
 
     Args:
-        site: one entry of the config's `moesaic` section, as `moesaic.modeling.sections.entry` makes it.
+        site: one entry of the config's `moesaic` section, as `moesaic.modeling.sections.entry` makes it. The layer
+            keeps it, and writes into it where what it computes changes.
         tap: where the FFN's input is remembered; None where the layer is used by itself and called with x.
     """
 
-    def __init__(self, site: Mapping[str, Any], tap: Tap | None = None) -> None:
+    choice_bias: torch.Tensor | None
+
+    def __init__(self, site: dict[str, Any], tap: Tap | None = None) -> None:
         super().__init__()
+        self.site = site
         self.top_k: int = site["top_k"]
         self.normalize_gates: bool = site["normalize_gates"]
         self.router = nn.Linear(site["hidden"], site["num_experts"], bias=False)
         self.experts = Experts(site)
         self.shared_expert = SharedExpert(site) if site["shared_size"] else None
+        self.register_buffer("choice_bias", None)
+        if site.get("choice_bias"):
+            self.add_choice_bias()
         self._tap = (tap,)  # in a tuple, so that it is no submodule of this one too
         self.reset_parameters()
 
@@ -132,6 +139,14 @@ class MoELayer(nn.Module):
                 nn.init.zeros_(parameter)
             else:
                 nn.init.normal_(parameter, std=0.02)
+
+    def add_choice_bias(self) -> None:
+        """Have a bias [E] added to the scores for the choice of experts alone, and say so in the config."""
+        if self.choice_bias is None:
+            weight = self.router.weight
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            self.choice_bias = torch.zeros(weight.shape[0], dtype=dtype, device=weight.device)
+            self.site["choice_bias"] = True
 
     @property
     def weight(self) -> torch.Tensor:
@@ -154,7 +169,11 @@ class MoELayer(nn.Module):
     def route(self, logits_TE: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the chosen experts and their gates, [T, K] each, best first."""
         wide = torch.promote_types(logits_TE.dtype, torch.float32)
-        weights_TK, ids_TK = logits_TE.softmax(-1, dtype=wide).topk(self.top_k, -1)
+        probs_TE = logits_TE.softmax(-1, dtype=wide)
+        weights_TK, ids_TK = probs_TE.topk(self.top_k, -1)
+        if self.choice_bias is not None:
+            ids_TK = (probs_TE + self.choice_bias).topk(self.top_k, -1).indices
+            weights_TK = probs_TE.gather(-1, ids_TK)
         if self.normalize_gates:
             weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
         return ids_TK, weights_TK
@@ -167,6 +186,7 @@ def splice(model: nn.Module, section: Mapping[str, Any]) -> nn.Module:
         section: `{"sites": [...]}`; each site names its `first` and `last` linears by module path, its `layout` and
             `act`, and the numbers of its MoE layer. Paths may lack or have the prefix of the base model. `stored` are
             the paths under which the weights stand on disk: those of an older transformers, where they differ.
+            `choice_bias`, where true, says that a bias is added to the scores for the choice of experts.
     """
     for site in section["sites"]:
         first, last = (site["first"], site["last"]) if _own(model, site["last"]) else site["stored"]
@@ -222,6 +242,8 @@ def spliced_class(name: str) -> type[Any]:
 
     _keep_names_on_disk(base)
     body = {"__init__": build, "config_class": spliced_config(base.config_class.__name__), "__module__": __name__}
+    wide = base._keep_in_fp32_modules_strict or ()  # noqa: SLF001  # transformers has no public list
+    body["_keep_in_fp32_modules_strict"] = [*wide, "choice_bias"]
     return type(PREFIX + name, (base,), {**body, "__doc__": f"{name} with MoE layers in the place of FFNs."})
 
 

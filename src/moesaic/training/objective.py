@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from moesaic.calibration.ranks import Ranks
 from moesaic.errors import ObjectiveError
@@ -13,34 +15,41 @@ from moesaic.lazy import torch
 from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
 from moesaic.observing import Observer, Pass
 from moesaic.routing import Routing
-from moesaic.training.balancing import choice_bias
-from moesaic.training.pooling import Pooled, joined, pool
+from moesaic.training.balancing import choice_bias, prepare_choice_bias
+from moesaic.training.gradients import Graded, graded
+from moesaic.training.pooling import joined, pool
+from moesaic.training.scaling import COUNT, Scales, scales
 from moesaic.training.steps import AfterStep
 
-COUNT = "num_items_in_batch"
-"""The argument by which HF Trainer tells a model of how many labels the whole batch has; its loss is then a sum."""
 
-
-class Part(Protocol):
+class Part(ABC):
     """Anything else that adds to the loss of a pass, such as a teacher."""
 
+    @abstractmethod
     def terms(self, one: Pass) -> Mapping[str, torch.Tensor]:
         """Return weighted terms by name, each a mean over the pass; gradients reach the model."""
 
+    def items(self, inputs: Mapping[str, Any]) -> float | torch.Tensor:
+        """Return over how many items (tokens, sequences) the terms of a pass with these inputs are a mean.
+
+        The passes of a step weigh by it.
+        """
+        return 1.0
+
 
 @dataclass
-class _Expected:
-    """The micro-batches of the optimizer step to come: how many, and the gradients at their logits where known."""
+class _Step:
+    """The optimizer step to come.
+
+    Args:
+        size: its micro-batches. items: of each part, over all of them and all processes.
+        ahead: losses of the whole step, where known before its passes. done: passes so far.
+    """
 
     size: int
-    pooled: list[Pooled] = field(default_factory=list)
-    values: dict[str, torch.Tensor] = field(default_factory=dict)
-    grads: list[torch.Tensor] = field(default_factory=list)
+    items: tuple[torch.Tensor, ...]
+    ahead: Graded | None = None
     done: int = 0
-
-    def parts(self) -> list[slice]:
-        """Return where the tokens of the micro-batch whose turn it is stand in each layer's batch."""
-        return [one.parts[self.done] for one in self.pooled]
 
 
 class RouterObjective:
@@ -80,78 +89,108 @@ class RouterObjective:
         self.whole_batch = whole_batch
         self.average_across_devices = average_across_devices
         self.passes = 0
+        self._model: torch.nn.Module | None = None
         self._observer: Observer | None = None
         self._after_step: AfterStep | None = None
         self._routed: dict[str, list[Routing]] = defaultdict(list)
         self._collected: list[tuple[Routing, ...]] | None = None
-        self._expected: _Expected | None = None
+        self._step: _Step | None = None
         self._pending: torch.Tensor | None = None
-        self._sums: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros(()))
-        self._counted = 0
+        self._sums: dict[str, list[Any]] = {}
 
     def attach(self, model: torch.nn.Module) -> RouterObjective:
         """Begin to add to the model's loss; attach after PEFT has wrapped the model, and before DDP or compile.
 
         Raises:
             ObservationError: where the model has no MoE layer.
-            ObjectiveError: where the model adds a balancing loss of its own, pooled over layers.
+            ObjectiveError: where the model has an objective already, adds a balancing loss of its own, pooled over
+                layers, or lacks the bias that a balancer moves.
             ValueError: where a loss does not suit the number of experts.
         """
         if self._observer is not None:
             raise ObjectiveError("objective: it must be attached to one model. Got a second. Detach it first.")
+        observer = Observer(model, self._told)
+        try:
+            self._check(observer)
+            for block in observer.blocks if self.balancers else ():
+                prepare_choice_bias(block)
+        except BaseException:
+            observer.remove()
+            raise
+        self._model, self._observer = model, observer
+        self._after_step = AfterStep(observer.model, self._stepped)
+        return self
+
+    def _check(self, observer: Observer) -> None:
+        """Refuse a model that the losses can't train."""
+        model = observer.model
+        for hook in model._forward_hooks.values():  # noqa: SLF001  # torch has no public list of them
+            owner = getattr(hook, "__self__", None)
+            if isinstance(owner, Observer) and owner is not observer and _is_objective(owner):
+                raise ObjectiveError(
+                    f"{type(model).__name__}: a model must have one objective. Got a second. Give all losses  "
+                    "to one RouterObjective, or detach() the first."
+                )
         settings: Any = getattr(model, "config", None)
         if getattr(settings, "output_router_logits", False) and getattr(settings, "router_aux_loss_coef", 0.0):
             raise ObjectiveError(
                 "objective: the model's own balancing loss must be off. Its config has output_router_logits on, with "
                 f"router_aux_loss_coef {settings.router_aux_loss_coef}. Set output_router_logits to False."
             )
-        observer = Observer(model, self._told)
         for block in observer.blocks:
             for loss in self.routing_losses:
                 loss.prepare(block.router_weight.shape[0])
-            if self.balancers:
-                choice_bias(observer.model, block)
-        self._observer = observer
-        if self.balancers:
-            self._after_step = AfterStep(observer.model, self._rebalance)
-        return self
 
     def detach(self) -> None:
-        """Leave the model as it was."""
-        if self._observer is not None:
-            self._observer.remove()
-            self._observer = None
-        if self._after_step is not None:
-            self._after_step.remove()
-            self._after_step = None
+        """Leave the model as it was, but for the bias that balancers have moved."""
+        for handle in (self._observer, self._after_step):
+            if handle is not None:
+                handle.remove()
+        self._model = self._observer = self._after_step = self._step = self._pending = None
+        self._routed.clear()
 
     def expect(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Tell which micro-batches make up the next optimizer step, where there are several.
 
-        Losses that can't be taken one micro-batch at a time (`additive` is false) need a forward pass of all of them
-        before the first backward; it is made here, without gradients, and draws the same dropout.
+        Losses of routing need a forward pass of all of them before the first backward; it is made here, without
+        gradients, and draws the same dropout. Call it where the passes will run: under the same autocast, if any.
 
         Args:
             batches: arguments of the model's forward, on its device, in the order in which they will run.
+
+        Raises:
+            ObjectiveError: where the step before is not done, or the model is not in training mode.
         """
-        self._expected = _Expected(len(batches))
-        pooling = any(not loss.additive for loss in self.routing_losses)
-        if len(batches) < 2 or not (pooling and self.whole_batch):
-            return
-        observer = self._attached()
+        if self._step is not None and 0 < self._step.done < self._step.size:
+            raise _incomplete(self._step)
+        self._step = None
+        self._step = _Step(len(batches), self._items(batches))
+        if len(batches) > 1 and self.whole_batch and (self.routing_losses or self.balancers):
+            self._step.ahead = self._graded([routing for one in self._ahead(batches) for routing in one])
+
+    def _ahead(self, batches: Sequence[Mapping[str, Any]]) -> list[tuple[Routing, ...]]:
+        """Return what the routers will do, and leave random numbers as they were."""
+        model = self._attached().model
+        drops = {COUNT}
+        extra: dict[str, Any] = {}
+        if "logits_to_keep" in inspect.signature(model.forward).parameters:  # routers don't need the vocabulary
+            drops, extra = {COUNT, "labels", "shift_labels"}, {"logits_to_keep": 1}
         self._collected = []
         state, on_device = torch.get_rng_state(), _cuda_states()
         try:
             with torch.no_grad():
                 for batch in batches:
-                    observer.model(**{name: value for name, value in batch.items() if name != COUNT})
-            micros = self._collected
+                    assert self._model is not None
+                    self._model(**{name: value for name, value in batch.items() if name not in drops}, **extra)
+            found = self._collected
         finally:
             self._collected = None
             torch.set_rng_state(state)
             if on_device:
                 torch.cuda.set_rng_state_all(on_device)
-        self._expected = self._graded(_Expected(len(batches)), micros)
+        if len(found) != len(batches):
+            raise ObjectiveError("objective: expect() must be called in training mode. Call model.train() first.")
+        return found
 
     def pending(self) -> torch.Tensor:
         """Return the terms of the last pass, for a loop that computes the model's loss itself.
@@ -166,20 +205,31 @@ class RouterObjective:
 
     def log(self) -> dict[str, float]:
         """Return the mean of each unweighted term of each layer since the last call, as `router/TERM/LAYER`."""
-        found = {name: float(total) / self._counted for name, total in self._sums.items()}
+        found = {name: float(total) / count for name, (total, count) in self._sums.items()}
         self._sums.clear()
-        self._counted = 0
         return found
 
+    def _note(self, name: str, value: torch.Tensor) -> None:
+        """Add to a term's sum, where it is: a number fetched from a GPU would wait for it."""
+        total, count = self._sums.get(name, (0.0, 0))
+        self._sums[name] = [total + value.detach(), count + 1]
+
     @torch.no_grad()
-    def _rebalance(self) -> None:
-        """Let balancers move the biases by what the step's batches did."""
+    def _stepped(self) -> None:
+        """Let balancers move the biases by what the batches of the optimizer step did."""
+        step, self._step = self._step, None
+        if step is not None and 0 < step.done < step.size:
+            raise _incomplete(step)
+        if step is not None and step.done == 0:
+            self._step = step  # it is for the next one
+            return
         for block in self._attached().blocks:
             routed = self._routed.pop(block.path, None)
             if routed:
-                bias_E = choice_bias(self._attached().model, block)
+                bias = choice_bias(block)
+                whole_E = joined(routed)
                 for balancer in self.balancers:
-                    bias_E.copy_(balancer.updated(bias_E.clone().flatten(), joined(routed)).reshape(bias_E.shape))
+                    bias.copy_(balancer.updated(bias.flatten().clone(), whole_E).reshape(bias.shape))
 
     def _attached(self) -> Observer:
         if self._observer is None:
@@ -205,87 +255,69 @@ class RouterObjective:
 
     def _extra(self, one: Pass) -> torch.Tensor:
         """Return what this pass adds to the loss."""
-        to_grads, to_value, to_mean = self._factors(one, _ranks())
-        expected = self._expected
-        ahead = expected is not None and expected.grads
-        now = expected if expected is not None and ahead else self._graded(_Expected(1), [one.routings])
-        total = self._means(one, to_mean)
-        for routing, part, grad in zip(one.routings, now.parts(), now.grads, strict=True):
-            self._reachable(routing, one)
-            total = total + inject(routing.logits_TE, grad[part] * to_grads, total.new_zeros(()))
-        self._counted += 1
-        for name, value in now.values.items():
-            self._sums[name] = self._sums[name] + value.detach().cpu()
-        now.done += 1
-        if expected is not None:
-            expected.done += not ahead
-            self._expected = expected if expected.done < expected.size else None
-        return total + self._weighted(now.values).to(total.device) * to_value
+        step, ranks = self._step, _ranks()
+        if step is not None and step.done == step.size:
+            raise ObjectiveError(
+                f"objective: the step must have the {step.size} passes that expect() was told of. Got another "
+                "before the optimizer's step. Call expect() with all micro-batches of a step, each time."
+            )
+        ahead = None if step is None else step.ahead
+        by = scales(
+            one,
+            ranks,
+            None if step is None else step.size,
+            ahead=ahead is not None,
+            average=self.average_across_devices,
+        )
+        total = self._means(one, by)
+        if self.routing_losses or self.balancers:
+            now = ahead or self._graded(one.routings)
+            for seen, routing in zip(one.seen, one.routings, strict=True):
+                if seen.block.router_weight.requires_grad and not routing.logits_TE.requires_grad:
+                    raise _unreachable(one, routing)
+                total = total + now.carried(routing, by.grads).to(total.device)
+            for name, value in now.values.items():
+                self._note(name, value)
+            total = total + now.total * by.value
+        if step is not None:
+            step.done += 1
+        return total
 
-    def _means(self, one: Pass, factor: float) -> torch.Tensor:
-        """Return the terms that are means over the pass."""
+    def _means(self, one: Pass, by: Scales) -> torch.Tensor:
+        """Return the terms that are of weights, or means over the pass."""
         blocks = self._attached().blocks
-        total = torch.zeros((), device=one.routings[0].logits_TE.device)
+        total = torch.zeros((), device=self._home())
         for loss in self.weight_losses:
             for block in blocks:
-                value = loss.loss(whole(block.router_weight))
-                self._sums[f"router/{loss.name()}/{block.path}"] += value.detach().cpu()
-                total = total + value * (loss.weight / len(blocks) * factor)
-        for part in self.parts:
+                value = loss.loss(whole(block.router_weight)).to(total.device)
+                self._note(f"router/{loss.name()}/{block.path}", value)
+                total = total + value * (loss.weight / len(blocks) * by.value)
+        items = self._items([one.inputs]) if self._step is None else self._step.items
+        for part, every in zip(self.parts, items, strict=True):
+            share = part.items(one.inputs) / every
             for name, value in part.terms(one).items():
-                self._sums[name] += value.detach().cpu()
-                total = total + value * factor
+                self._note(name, value)
+                total = total + value.to(total.device) * (share * by.part)
         return total
 
-    def _weighted(self, values: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        total = torch.zeros(())
-        for loss in self.routing_losses:
-            own = [value for name, value in values.items() if name.split("/")[1] == loss.name()]
-            total = total + loss.weight * torch.stack(own).mean().cpu()
-        return total
+    def _items(self, batches: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
+        """Return of each part how many items there are in all batches of all processes."""
+        found = []
+        for part in self.parts:
+            every = sum(torch.as_tensor(part.items(batch), dtype=torch.float64) for batch in batches)
+            found.append(torch.as_tensor(every, device=self._home()))
+            _ranks().add(found[-1])
+        return tuple(found)
 
-    def _graded(self, expected: _Expected, micros: Sequence[Sequence[Routing]]) -> _Expected:
-        """Take all losses of the whole batch, and their gradients at its logits."""
-        blocks = {block.path: block.score for block in self._attached().blocks}
-        pooled = pool(micros, [blocks[routing.layer] for routing in micros[0]], _ranks())
-        with torch.enable_grad():
-            for one in pooled:
-                total = one.logits_TE.new_zeros(())
-                for loss in self.routing_losses if len(one.logits_TE) else ():
-                    value = loss.loss(one.routing)
-                    expected.values[f"router/{loss.name()}/{one.routing.layer}"] = value.detach()
-                    total = total + value * (loss.weight / len(pooled))
-                grad = torch.autograd.grad(total, one.logits_TE)[0] if total.requires_grad else None
-                expected.grads.append(torch.zeros_like(one.logits_TE) if grad is None else grad)
-        expected.pooled = pooled
-        for one in pooled if self.balancers else ():
-            self._routed[one.routing.layer].append(one.routing)
-        return expected
+    def _home(self) -> torch.device:
+        return self._attached().blocks[0].router_weight.device
 
-    def _factors(self, one: Pass, ranks: Ranks) -> tuple[float, float, float]:
-        """Return the factors of gradients at logits, of the value, and of means over the pass.
-
-        A trainer's gradient is the mean over processes of sum_m kappa loss_m over the step's micro-batches. In a plain
-        loop kappa is 1 / (their number); under HF Trainer's `num_items_in_batch` it is the number of processes, or 1.
-        """
-        size = self._expected.size if self._expected else 1
-        whole_step = self._expected is not None and bool(self._expected.grads)
-        if one.inputs.get(COUNT) is None:
-            return float(ranks.size * (size if whole_step else 1)), 1.0, 1.0
-        kappa = ranks.size if self.average_across_devices else 1
-        share = _share(one.inputs)
-        if whole_step:
-            return ranks.size / kappa, 1 / (size * kappa), share
-        every = sum(ranks.each(share)) if self.average_across_devices else share
-        return ranks.size / kappa * every, every / kappa, share
-
-    def _reachable(self, routing: Routing, one: Pass) -> None:
-        trains = any(b.router_weight.requires_grad for b in self._attached().blocks if b.path == routing.layer)
-        if trains and not routing.logits_TE.requires_grad:
-            raise ObjectiveError(
-                f"{type(one.model).__name__}: gradients must reach the router of {routing.layer}. They do not, since "
-                "its first run was without them. Choose gradient checkpointing with use_reentrant=False."
-            )
+    def _graded(self, runs: Sequence[Routing]) -> Graded:
+        """Take all losses of these runs of all processes, and keep what balancers need of them."""
+        pooled = pool(runs, self._attached().blocks, _ranks())
+        for path, one in pooled.items() if self.balancers else ():
+            self._routed[path].append(one.routing)
+        return graded(self.routing_losses, pooled, self._home())
 
     def _added(self, output: Any, extra: torch.Tensor, inputs: Mapping[str, Any]) -> Any:
         if isinstance(output, Mapping):
@@ -300,23 +332,6 @@ class RouterObjective:
         return None
 
 
-class _Inject(torch.autograd.Function):
-    """A number whose gradient at the logits is known already."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, grad: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(grad.to(logits.dtype))
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> Any:
-        (grad,) = ctx.saved_tensors
-        return grad * outer[0].to(grad.dtype), None, None
-
-
-inject: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] = _Inject.apply
-
-
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """Return a parameter in one piece, where FSDP2 or tensor parallelism has cut it; gradients flow back."""
     from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
@@ -324,14 +339,22 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _share(inputs: Mapping[str, Any]) -> float:
-    """Return this pass's share of the labels of the whole batch."""
-    labels = inputs.get("labels")
-    count = float(torch.as_tensor(inputs[COUNT]).float().max())
-    if not isinstance(labels, torch.Tensor) or not count:
-        return 1.0
-    own = float((labels[..., 1:] != -100).sum()) if labels.ndim > 1 else float(len(labels))
-    return own / count
+def _is_objective(observer: Observer) -> bool:
+    return isinstance(getattr(observer._told, "__self__", None), RouterObjective)  # noqa: SLF001  # of its owner
+
+
+def _incomplete(step: _Step) -> ObjectiveError:
+    return ObjectiveError(
+        f"objective: the step must have the {step.size} passes that expect() was told of. Got {step.done}. Call "
+        "expect() with all micro-batches of a step and no others; after an interruption, detach() and attach() anew."
+    )
+
+
+def _unreachable(one: Pass, routing: Routing) -> ObjectiveError:
+    return ObjectiveError(
+        f"{type(one.model).__name__}: gradients must reach the router of {routing.layer}. They do not, since its first "
+        "run was without them. Choose gradient checkpointing with use_reentrant=False."
+    )
 
 
 def _ranks() -> Ranks:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from moesaic.calibration.ranks import Ranks
 from moesaic.lazy import torch
-from moesaic.routing import NO_GROUP, Routing, Score, scores
+from moesaic.observing import MoEBlock
+from moesaic.routing import NO_GROUP, Routing, scores
 
 
 @dataclass(frozen=True)
@@ -16,54 +17,55 @@ class Pooled:
     """One layer's routing of a whole batch.
 
     Args:
-        logits_TE: of all tokens, a leaf that asks for a gradient.
-        routing: computed from it. parts: rows of each of this process's micro-batches.
+        routing: of all tokens; its `logits_TE` is a leaf that asks for a gradient, in float32 or wider.
+        parts: rows of each run of the layer in this process, in the order in which they ran.
     """
 
-    logits_TE: torch.Tensor
     routing: Routing
     parts: tuple[slice, ...]
 
 
-def pool(micros: Sequence[Sequence[Routing]], score: Sequence[Score], ranks: Ranks) -> list[Pooled]:
-    """Return each layer's routing over all micro-batches and processes, in the order of ranks, then of micro-batches.
+def pool(runs: Sequence[Routing], blocks: Sequence[MoEBlock], ranks: Ranks) -> dict[str, Pooled]:
+    """Return the routing over all runs of all processes, by layer; a layer without any token is left out.
+
+    Tokens stand in the order of the processes, then of the runs; each run's sequences stay apart from the others'. A
+    layer may run in some micro-batches or processes only (a vision tower), or several times in one pass.
 
     Args:
-        micros: for each micro-batch of this process, each layer's routing. score: of each layer.
+        runs: routings of this process, each with the path of its layer. blocks: all MoE layers of the model.
     """
-    layers = [joined([micro[layer] for micro in micros]) for layer in range(len(micros[0]))]
-    sizes = [[len(micro[layer].logits_TE) for micro in micros] for layer in range(len(layers))]
-    whole, before = _gathered(layers, ranks) if ranks.size > 1 else (layers, [0] * len(layers))
-    return [_pooled(*each) for each in zip(whole, score, before, sizes, strict=True)]
+    own = {block.path: [routing for routing in runs if routing.layer == block.path] for block in blocks}
+    sizes = {path: [len(routing.ids_TK) for routing in found] for path, found in own.items()}
+    layers = [joined(found) if found else None for found in own.values()]
+    if ranks.size > 1:
+        whole, before = _gathered(layers, blocks, ranks)
+    else:
+        whole, before = layers, [0] * len(layers)
+    return {
+        block.path: _pooled(routing, block, start, sizes[block.path])
+        for block, routing, start in zip(blocks, whole, before, strict=True)
+        if routing is not None and len(routing.ids_TK)
+    }
 
 
-def _pooled(routing: Routing, score: Score, before: int, sizes: list[int]) -> Pooled:
-    wide = routing.logits_TE.dtype if routing.logits_TE.dtype == torch.float64 else torch.float32
-    logits_TE = routing.logits_TE.detach().to(wide, copy=True).requires_grad_()
+def _pooled(routing: Routing, block: MoEBlock, before: int, sizes: list[int]) -> Pooled:
+    logits_TE = _wide(routing.logits_TE.detach()).requires_grad_()
     with torch.enable_grad():
-        probs_TE = scores(logits_TE, score)
-    stops = list(accumulate(sizes, initial=before))
-    parts = tuple(slice(start, stop) for start, stop in pairwise(stops))
-    made = Routing(
-        logits_TE,
-        probs_TE,
-        routing.ids_TK,
-        routing.weights_TK,
-        routing.layer,
-        routing.sequence_T,
-        routing.group_T,
-    )
-    return Pooled(logits_TE, made, parts)
+        probs_TE = scores(logits_TE, block.score)
+    parts = tuple(slice(*ends) for ends in pairwise(accumulate(sizes, initial=before)))
+    return Pooled(replace(routing, logits_TE=logits_TE, probs_TE=probs_TE), parts)
 
 
 def joined(parts: Sequence[Routing]) -> Routing:
-    """Join the tokens of several routings of one layer; each part's sequences stay apart from the others'."""
-    first = parts[0]
-    sequences, start = [], 0
-    for part in parts:
-        sequence = _column(part.sequence_T, part, 0)
-        sequences.append(sequence + start)
-        start += int(sequence.max()) + 1 if len(sequence) else 0
+    """Join the tokens of several routings of one layer, without their gradients."""
+    first, *others = parts
+    if not others:
+        return first
+    sequences = [_column(part.sequence_T, part, 0) for part in parts]
+    start = 0 * sequences[0].sum()  # on the device, so that no number is waited for
+    for index, sequence in enumerate(sequences):
+        sequences[index] = sequence + start
+        start = torch.cat([start[None], sequences[index] + 1]).max()
     grouped = any(part.group_T is not None for part in parts)
     return Routing(
         torch.cat([part.logits_TE.detach() for part in parts]),
@@ -76,60 +78,82 @@ def joined(parts: Sequence[Routing]) -> Routing:
     )
 
 
-def _indices(routing: Routing) -> tuple[torch.Tensor, torch.Tensor]:
-    return _column(routing.sequence_T, routing, 0), _column(routing.group_T, routing, NO_GROUP)
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _column(given: torch.Tensor | None, routing: Routing, otherwise: int) -> torch.Tensor:
     if given is not None:
         return given
-    return torch.full((len(routing.logits_TE),), otherwise, device=routing.logits_TE.device)
+    return torch.full((len(routing.ids_TK),), otherwise, device=routing.ids_TK.device)
 
 
-def _gathered(layers: Sequence[Routing], ranks: Ranks) -> tuple[list[Routing], list[int]]:
+def _gathered(
+    layers: Sequence[Routing | None], blocks: Sequence[MoEBlock], ranks: Ranks
+) -> tuple[list[Routing | None], list[int]]:
     """Return every process's routings joined, and how many tokens of each layer stand before this process's.
 
-    Three collectives for all layers together: counts, then numbers and indices of all layers as one row each.
+    Three collectives for all layers together: counts, then numbers, then indices, each of all layers as one row.
     """
-    device = layers[0].logits_TE.device
-    counts_L = torch.tensor([len(layer.logits_TE) for layer in layers], device=device)
-    counts_RL = torch.stack(_all_gather(counts_L, ranks)).tolist()
-    reals = [torch.cat([layer.logits_TE, layer.weights_TK.to(layer.logits_TE.dtype)], 1) for layer in layers]
-    whole = [torch.cat([layer.ids_TK, *(x[:, None] for x in _indices(layer))], 1) for layer in layers]
-    real_R, whole_R = (_exchanged(columns, counts_RL, ranks) for columns in (reals, whole))
-    grouped = max(ranks.each(any(layer.group_T is not None for layer in layers)))
-    made, before = [], []
-    for index, layer in enumerate(layers):
+    weight = blocks[0].router_weight
+    home, dtype = weight.device, torch.promote_types(weight.dtype, torch.float32)
+    own = [(0, 0, False) if one is None else (*one.ids_TK.shape, one.group_T is not None) for one in layers]
+    counts_RL3: list[list[list[int]]] = torch.stack(_all_gather(torch.tensor(own, device=home), ranks)).tolist()
+    rows_RL = [[rows for rows, _, _ in row] for row in counts_RL3]
+    top_k = [max(row[layer][1] for row in counts_RL3) for layer in range(len(layers))]
+    grouped = any(has for row in counts_RL3 for _, _, has in row)
+    experts = [len(block.router_weight) for block in blocks]
+    reals = [_flat(one, _numbers, dtype, home) for one in layers]
+    whole = [_flat(one, _integers, torch.int64, home) for one in layers]
+    real_RL = _exchanged(reals, [e + k for e, k in zip(experts, top_k, strict=True)], rows_RL, ranks)
+    whole_RL = _exchanged(whole, [k + 2 for k in top_k], rows_RL, ranks)
+    made: list[Routing | None] = []
+    for layer, block in enumerate(blocks):
         parts = []
-        for real, ints in zip(real_R, whole_R, strict=True):
-            logits_TE, weights_TK = real[index].split([layer.num_experts, layer.weights_TK.shape[1]], 1)
-            ids_TK, tail = ints[index][:, :-2], ints[index][:, -2:]
-            parts.append(
-                Routing(
-                    logits_TE, logits_TE, ids_TK, weights_TK, layer.layer, tail[:, 0], tail[:, 1] if grouped else None
-                )
-            )
+        for real, ints in zip(real_RL, whole_RL, strict=True):
+            logits_TE, weights_TK = real[layer].split([experts[layer], top_k[layer]], 1)
+            ids_TK, sequence_T1, group_T1 = ints[layer].split([top_k[layer], 1, 1], 1)
+            group_T = group_T1[:, 0] if grouped else None
+            parts.append(Routing(logits_TE, logits_TE, ids_TK, weights_TK, block.path, sequence_T1[:, 0], group_T))
         made.append(joined(parts))
-        before.append(sum(row[index] for row in counts_RL[: ranks.rank]))
-    return made, before
+    return made, [sum(row[layer] for row in rows_RL[: ranks.rank]) for layer in range(len(layers))]
 
 
-def _exchanged(columns: Sequence[torch.Tensor], counts_RL: list[list[int]], ranks: Ranks) -> list[list[torch.Tensor]]:
-    """Return every process's matrices, given how many rows each of them has there."""
-    widths = [matrix.shape[1] for matrix in columns]
-    dtype = torch.promote_types(columns[0].dtype, torch.float32) if columns[0].is_floating_point() else torch.int64
-    lengths = [[rows * width for rows, width in zip(counts, widths, strict=True)] for counts in counts_RL]
-    room = max(map(sum, lengths))
-    flat = torch.cat([matrix.reshape(-1).to(dtype) for matrix in columns])
-    flat = torch.cat([flat, flat.new_zeros(room - len(flat))])
-    rows_R = _all_gather(flat, ranks)
+def _numbers(routing: Routing) -> list[torch.Tensor]:
+    return [routing.logits_TE.detach(), routing.weights_TK.detach()]
+
+
+def _integers(routing: Routing) -> list[torch.Tensor]:
+    sequence_T, group_T = _column(routing.sequence_T, routing, 0), _column(routing.group_T, routing, NO_GROUP)
+    return [routing.ids_TK, sequence_T[:, None], group_T[:, None]]
+
+
+def _flat(
+    routing: Routing | None,
+    columns: Callable[[Routing], list[torch.Tensor]],
+    dtype: torch.dtype,
+    home: torch.device,
+) -> torch.Tensor:
+    if routing is None:
+        return torch.empty(0, dtype=dtype, device=home)
+    return torch.cat([column.to(home, dtype) for column in columns(routing)], 1).flatten()
+
+
+def _exchanged(
+    flat: Sequence[torch.Tensor], widths: list[int], rows_RL: list[list[int]], ranks: Ranks
+) -> list[list[torch.Tensor]]:
+    """Return every process's matrices, given their widths and how many rows each process has of each."""
+    lengths_RL = [[rows * width for rows, width in zip(row, widths, strict=True)] for row in rows_RL]
+    room = max(map(sum, lengths_RL))
+    own = torch.cat(list(flat))
+    rows_R = _all_gather(torch.cat([own, own.new_zeros(room - len(own))]), ranks)
     return [
         [part.reshape(-1, width) for part, width in zip(row[: sum(sizes)].split(sizes), widths, strict=True)]
-        for row, sizes in zip(rows_R, lengths, strict=True)
+        for row, sizes in zip(rows_R, lengths_RL, strict=True)
     ]
 
 
 def _all_gather(tensor: torch.Tensor, ranks: Ranks) -> list[torch.Tensor]:
     found = [torch.empty_like(tensor) for _ in range(ranks.size)]
-    torch.distributed.all_gather(found, tensor.contiguous())
+    torch.distributed.all_gather(found, tensor)
     return found
