@@ -16,6 +16,7 @@ COMMANDS = {
     "plan": "what would be made: parameters, bytes, FLOPs, memory, time, advice; no weights read",
     "upcycle": "turn a dense model into a sparse one, and certify what changed",
     "certify": "compare a dense model with the MoE made from it",
+    "train": "train a MoE by a recipe: objective, stages, checkpoints, resume",
     "calibrate": "run the dense model over your data, for methods that learn from it",
     "methods": "expert and router inits, with papers",
     "architectures": "which dense models become which sparse classes",
@@ -25,7 +26,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run one command and exit."""
-    if not {"upcycle", "certify", "calibrate", "demo"} & set(sys.argv[1:2]):
+    if not {"upcycle", "certify", "calibrate", "demo", "train"} & set(sys.argv[1:2]):
         gc.disable()  # the others end before garbage matters, and collecting is a tenth of their time
     sys.exit(run(sys.argv[1:]))
 
@@ -63,7 +64,11 @@ def _guarded(name: str, rest: list[str]) -> int:
         where = f"{error.filename}: the file must be within reach" if error.filename else "The system must allow it"
         return _fail(1, f"{where}. Got: {error.strerror or error}.")
     except KeyboardInterrupt:
-        kept = " What is written is kept; repeat the command with --resume." if name in ("upcycle", "calibrate") else ""
+        kept = (
+            " What is written is kept; repeat the command with --resume."
+            if name in ("upcycle", "calibrate", "train")
+            else ""
+        )
         return _fail(3, f"Interrupted.{kept}")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
@@ -75,8 +80,10 @@ def _of_options(error: ValueError) -> bool:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
+    name = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
     checks = ("moesaic.spec", "moesaic.method", "moesaic.convert", "moesaic.calibrating")
-    return trace is not None and trace.tb_frame.f_globals.get("__name__") in checks
+    training = ("moesaic.losses.", "moesaic.training.stages", "moesaic.training.recipe", "moesaic.training.tasks.")
+    return name in checks or name.startswith(training)
 
 
 def _fail(code: int, message: str) -> int:

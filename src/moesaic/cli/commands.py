@@ -127,6 +127,25 @@ def calibrate(args: list[str]) -> None:
     show.OUT.print(f"Wrote {options.out}: pass it to `moesaic upcycle` as --stats.")
 
 
+def train(args: list[str]) -> None:
+    """Train by a recipe."""
+    from moesaic.cli.options_train import parse_train  # noqa: PLC0415  # nor other commands for losses and recipes
+
+    command = parse_train(args)
+    from moesaic.calibrating import shown  # noqa: PLC0415  # help must not wait for it
+    from moesaic.running import train as run  # noqa: PLC0415
+
+    with show.bars() as bars:
+        found = run(command.recipe, resume=command.resume, overwrite=command.overwrite, say=show.say, progress=bars)
+    if not shown():
+        return
+    if command.json:
+        _print_json(found.to_json())
+        return
+    show.table("Training", found.rows())
+    show.OUT.print(f"Wrote {found.folder}: load it as the model that was trained.")
+
+
 def demo(args: list[str]) -> None:
     """Run the whole path on SmolLM2-135M."""
     options = parsed(DemoOptions, "demo", args)
