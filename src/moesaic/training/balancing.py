@@ -40,4 +40,4 @@ def prepare_choice_bias(block: MoEBlock) -> torch.Tensor:
         layer.add_choice_bias()
     bias = choice_bias(block)
     bias.data = bias.data.to(torch.promote_types(bias.dtype, torch.float32))
-    return bias.requires_grad_(requires_grad=False)
+    return bias.requires_grad_(False)  # noqa: FBT003  # torch's own argument

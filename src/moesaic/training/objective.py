@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from moesaic.calibration.ranks import Ranks
 from moesaic.errors import ObjectiveError
@@ -22,32 +22,27 @@ from moesaic.training.scaling import COUNT, Scales, scales
 from moesaic.training.steps import AfterStep
 
 
-class Part(ABC):
+class Part(Protocol):
     """Anything else that adds to the loss of a pass, such as a teacher."""
 
-    @abstractmethod
+    def attach(self, model: torch.nn.Module) -> None:
+        """Begin to follow a model."""
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+
     def terms(self, one: Pass) -> Mapping[str, torch.Tensor]:
-        """Return weighted terms by name, each a mean over the pass; gradients reach the model."""
+        """Return weighted terms by name; gradients reach the model.
 
-    def items(self, inputs: Mapping[str, Any]) -> float | torch.Tensor:
-        """Return over how many items (tokens, sequences) the terms of a pass with these inputs are a mean.
-
-        The passes of a step weigh by it.
+        Each is a mean over the labelled tokens of a pass, and counts in a step as the model's own loss does.
         """
-        return 1.0
 
 
 @dataclass
 class _Step:
-    """The optimizer step to come.
-
-    Args:
-        size: its micro-batches. items: of each part, over all of them and all processes.
-        ahead: losses of the whole step, where known before its passes. done: passes so far.
-    """
+    """The optimizer step to come: its micro-batches, the losses of all of them where known ahead, and passes so far."""
 
     size: int
-    items: tuple[torch.Tensor, ...]
     ahead: Graded | None = None
     done: int = 0
 
@@ -96,6 +91,9 @@ class RouterObjective:
         self._collected: list[tuple[Routing, ...]] | None = None
         self._step: _Step | None = None
         self._pending: torch.Tensor | None = None
+        self._apart: list[torch.Tensor] | None = None
+        self._outside: dict[str, Any] = {}
+        self._trained_on: bool | None = None  # None: nothing to train on was told of since the last step
         self._sums: dict[str, list[Any]] = {}
 
     def attach(self, model: torch.nn.Module) -> RouterObjective:
@@ -114,6 +112,8 @@ class RouterObjective:
             self._check(observer)
             for block in observer.blocks if self.balancers else ():
                 prepare_choice_bias(block)
+            for part in self.parts:
+                part.attach(observer.model)
         except BaseException:
             observer.remove()
             raise
@@ -141,11 +141,19 @@ class RouterObjective:
             for loss in self.routing_losses:
                 loss.prepare(block.router_weight.shape[0])
 
+    @property
+    def attached(self) -> bool:
+        """Whether it is attached to a model."""
+        return self._observer is not None
+
     def detach(self) -> None:
         """Leave the model as it was, but for the bias that balancers have moved."""
+        if self._observer is None or self._after_step is None:
+            return
         for handle in (self._observer, self._after_step):
-            if handle is not None:
-                handle.remove()
+            handle.remove()
+        for part in self.parts:
+            part.detach()
         self._model = self._observer = self._after_step = self._step = self._pending = None
         self._routed.clear()
 
@@ -163,8 +171,7 @@ class RouterObjective:
         """
         if self._step is not None and 0 < self._step.done < self._step.size:
             raise _incomplete(self._step)
-        self._step = None
-        self._step = _Step(len(batches), self._items(batches))
+        self._step = _Step(len(batches))
         if len(batches) > 1 and self.whole_batch and (self.routing_losses or self.balancers):
             self._step.ahead = self._graded([routing for one in self._ahead(batches) for routing in one])
 
@@ -203,6 +210,22 @@ class RouterObjective:
         found, self._pending = self._pending, None
         return found
 
+    @contextmanager
+    def apart(self, count: Any = None, labels: torch.Tensor | None = None) -> Iterator[list[torch.Tensor]]:
+        """Hand the terms of the passes inside to the caller, for a trainer that passes the model's own loss by.
+
+        Args:
+            count: labels of the whole step, where the trainer's loss is a sum divided by them, as under HF Trainer's
+                `num_items_in_batch`; None: where it is a mean, and that of a step the mean over its passes.
+            labels: of the pass, where the model is not given them.
+        """
+        self._apart = []
+        self._outside = {COUNT: count} | ({} if labels is None else {"labels": labels})
+        try:
+            yield self._apart
+        finally:
+            self._apart = None
+
     def log(self) -> dict[str, float]:
         """Return the mean of each unweighted term of each layer since the last call, as `router/TERM/LAYER`."""
         found = {name: float(total) / count for name, (total, count) in self._sums.items()}
@@ -217,6 +240,13 @@ class RouterObjective:
     @torch.no_grad()
     def _stepped(self) -> None:
         """Let balancers move the biases by what the batches of the optimizer step did."""
+        trained_on, self._trained_on = self._trained_on, None
+        if trained_on is False:
+            raise ObjectiveError(
+                "objective: its loss must be trained on. The optimizer made a step to which no backward brought it, so "
+                "the trainer has a loss of its own (TRL, label smoothing, compute_loss_func). Call "
+                "moesaic.training.trainers.install(trainer, objective), or add objective.pending() to your loss."
+            )
         step, self._step = self._step, None
         if step is not None and 0 < step.done < step.size:
             raise _incomplete(step)
@@ -251,7 +281,21 @@ class RouterObjective:
                 "function of the trainer's), or add objective.pending() to yours."
             )
         self.passes += 1
-        return self._added(one.output, self._extra(one), one.inputs)
+        if self._apart is not None:
+            self._apart.append(self._awaited(self._extra(replace(one, inputs={**one.inputs, **self._outside}))))
+            return None
+        return self._added(one.output, self._awaited(self._extra(one)), one.inputs)
+
+    def _awaited(self, extra: torch.Tensor) -> torch.Tensor:
+        """Note whether a backward comes to these terms before the optimizer's step."""
+
+        def came(_grad: torch.Tensor) -> None:
+            self._trained_on = True
+
+        if extra.requires_grad:
+            self._trained_on = self._trained_on or False
+            extra.register_hook(came)
+        return extra
 
     def _extra(self, one: Pass) -> torch.Tensor:
         """Return what this pass adds to the loss."""
@@ -292,22 +336,11 @@ class RouterObjective:
                 value = loss.loss(whole(block.router_weight)).to(total.device)
                 self._note(f"router/{loss.name()}/{block.path}", value)
                 total = total + value * (loss.weight / len(blocks) * by.value)
-        items = self._items([one.inputs]) if self._step is None else self._step.items
-        for part, every in zip(self.parts, items, strict=True):
-            share = part.items(one.inputs) / every
+        for part in self.parts:
             for name, value in part.terms(one).items():
                 self._note(name, value)
-                total = total + value.to(total.device) * (share * by.part)
+                total = total + value.to(total.device) * by.own
         return total
-
-    def _items(self, batches: Sequence[Mapping[str, Any]]) -> tuple[torch.Tensor, ...]:
-        """Return of each part how many items there are in all batches of all processes."""
-        found = []
-        for part in self.parts:
-            every = sum(torch.as_tensor(part.items(batch), dtype=torch.float64) for batch in batches)
-            found.append(torch.as_tensor(every, device=self._home()))
-            _ranks().add(found[-1])
-        return tuple(found)
 
     def _home(self) -> torch.device:
         return self._attached().blocks[0].router_weight.device
@@ -324,10 +357,10 @@ class RouterObjective:
             if output.get("loss") is None:
                 self._pending = extra
                 return None
-            output["loss"] = output["loss"] + extra.to(output["loss"].device)  # type: ignore[index]
+            output["loss"] = output["loss"] + extra.to(output["loss"])  # type: ignore[index]
             return output
         if isinstance(output, tuple) and inputs.get("labels") is not None:
-            return (output[0] + extra.to(output[0].device), *output[1:])
+            return (output[0] + extra.to(output[0]), *output[1:])
         self._pending = extra
         return None
 

@@ -19,13 +19,13 @@ class Scales:
     """Factors of the terms of one pass.
 
     Args:
-        grads: of gradients at logits. value: of numbers that are the same in each pass of a step and each process.
-        part: of a pass's share of a mean over the items of all passes of a step.
+        grads: of gradients at logits. value: of numbers that are the same in all passes of a step and all processes.
+        own: of what shall count as the model's own loss does.
     """
 
     grads: float | torch.Tensor
     value: float | torch.Tensor
-    part: float | torch.Tensor
+    own: float | torch.Tensor
 
 
 def scales(one: Pass, ranks: Ranks, size: int | None, *, ahead: bool, average: bool) -> Scales:
@@ -40,23 +40,25 @@ def scales(one: Pass, ranks: Ranks, size: int | None, *, ahead: bool, average: b
         ahead: whether gradients are those of the whole step, not of the pass. average: HF Trainer's
             `average_tokens_across_devices`.
     """
-    plain = one.inputs.get(COUNT) is None
-    kappa = 1 / (size or 1) if plain else float(ranks.size if average else 1)
-    if size is not None:
-        return Scales(ranks.size / kappa * (1 if ahead else 1 / size), 1 / (size * kappa), ranks.size / kappa)
-    share = 1.0 if plain else _share(one, ranks if average else Ranks())
-    return Scales(ranks.size / kappa * share, share / kappa, ranks.size / kappa * share)
+    if one.inputs.get(COUNT) is None:
+        return Scales(float(ranks.size * (size or 1 if ahead else 1)), 1.0, 1.0)
+    kappa = float(ranks.size if average else 1)
+    own = _share(one)
+    every = own if size is None else 1 / size
+    if size is None and average:
+        every = torch.as_tensor(own).clone()
+        ranks.add(every)
+    return Scales(ranks.size / kappa * (1 if ahead else every), every / kappa, own)
 
 
-def _share(one: Pass, ranks: Ranks) -> float | torch.Tensor:
-    """Return the share that a pass, in all processes, has of the labels of its step."""
-    own = _labels(one.model, one.inputs)
-    if own is None:
+def _share(one: Pass) -> float | torch.Tensor:
+    """Return the share of its step's labels that a pass has in this process."""
+    labels = _labels(one.model, one.inputs)
+    if labels is None:
         return 1.0
-    count = torch.as_tensor(one.inputs[COUNT], dtype=torch.float64, device=own.device).max()
-    every = (own != -100).sum().double()
-    ranks.add(every)
-    return every / count.clamp_min(1)
+    dtype = torch.float32 if labels.device.type == "mps" else torch.float64
+    count = torch.as_tensor(one.inputs[COUNT], dtype=dtype, device=labels.device).max()
+    return (labels != -100).sum().to(dtype) / count.clamp_min(1)
 
 
 def _labels(model: Any, inputs: Mapping[str, Any]) -> torch.Tensor | None:
