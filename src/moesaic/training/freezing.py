@@ -114,9 +114,10 @@ class Freezing:
             half.clear()
             self._handles.append(half.parameter.register_post_accumulate_grad_hook(half.clear))
         if self._dropped or self._halved:
-            stepping = torch.optim.optimizer
-            self._handles.append(stepping.register_optimizer_step_pre_hook(self._before))
-            self._handles.append(stepping.register_optimizer_step_post_hook(self._after))
+            from torch.optim import optimizer  # noqa: PLC0415  # no attribute of torch.optim
+
+            self._handles.append(optimizer.register_optimizer_step_pre_hook(self._before))
+            self._handles.append(optimizer.register_optimizer_step_post_hook(self._after))
 
     def _before(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
