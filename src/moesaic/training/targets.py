@@ -9,7 +9,7 @@ from typing import Any
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.observing import Pass, Seen, tokens
-from moesaic.observing.rows import side
+from moesaic.observing.rows import Side, side
 from moesaic.routing import scores
 
 EMBEDDINGS = ("image_embeds", "text_embeds", "audio_embeds")
@@ -85,60 +85,55 @@ def features(output: Any, base: Any) -> list[torch.Tensor]:
     return []
 
 
-def token_weights(one: Pass, batch: int, length: int, device: torch.device, *, by_entropy: bool) -> torch.Tensor:
-    """Return what each of N = B * T outputs counts, [N], float32; sums to one, or to less where weighed by entropy.
+def weights(one: Pass, batch: int, length: int, device: torch.device, path: str | None = None) -> torch.Tensor:
+    """Return what each of N = B * T outputs counts, [N], float32; sums to one, or to zero where no token counts.
 
-    Outputs that a label belongs to count where there are labels of their shape; else those of real tokens do.
+    Where tokens have labels, those outputs count alike that a label belongs to. Otherwise sequences do, and in each
+    its real tokens.
+
+    Args:
+        path: of the layer whose outputs they are; None: of the model's.
     """
-    keep = _labelled(one, batch, length)
-    if keep is not None:
-        keep_T: torch.Tensor | None = keep.to(device).flatten().nonzero()[:, 0]
-    elif length == 1:  # of whole sequences
-        keep_T = None
-    else:
-        both = bool(_setting(one.model, "is_encoder_decoder"))
-        keep_T = tokens(one.inputs, batch, length, side="decoder" if both else "text", device=device).keep_T
-    weight_N = _weights(keep_T, batch * length, device)
-    return weight_N * _entropy(one, batch, length) if by_entropy else weight_N
-
-
-def layer_weights(one: Pass, seen: Seen, *, by_entropy: bool) -> torch.Tensor:
-    """Return what each of a layer's N rows counts, as `token_weights` does."""
     both = bool(_setting(one.model, "is_encoder_decoder"))
-    where = side(seen.block.path, encoder_decoder=both)
-    device = seen.logits_NE.device
-    rows = tokens(one.inputs, seen.batch, seen.length, side=where, device=device)
-    weight_N = _weights(rows.keep_T, seen.batch * seen.length, device)
-    return weight_N * _entropy_of(seen) if by_entropy else weight_N
+    where: Side = ("decoder" if both else "text") if path is None else side(path, encoder_decoder=both)
+    keep = _labelled(one.model, one.inputs)
+    if keep is not None and where == ("decoder" if both else "text") and length <= keep.shape[1]:
+        keep_N = keep[:, -length:].to(device).flatten().float()
+        return keep_N / keep_N.sum().clamp_min(1)
+    real_BT = torch.ones(batch * length, device=device)
+    keep_T = None if length == 1 else tokens(one.inputs, batch, length, side=where, device=device).keep_T
+    if keep_T is not None:
+        real_BT = torch.zeros_like(real_BT).index_fill(0, keep_T, 1)
+    real_BT = real_BT.reshape(batch, length)
+    return (real_BT / real_BT.sum(1, keepdim=True).clamp_min(1) / batch).flatten()
 
 
-def _weights(keep_T: torch.Tensor | None, rows: int, device: torch.device) -> torch.Tensor:
-    if keep_T is None:
-        return torch.full((rows,), 1 / max(rows, 1), device=device)
-    return torch.zeros(rows, device=device).index_fill(0, keep_T, 1 / max(len(keep_T), 1))
-
-
-def _labelled(one: Pass, batch: int, length: int) -> torch.Tensor | None:
-    """Return which outputs a label belongs to [B, T], in decoders the label of the next place."""
-    labels = one.inputs.get("labels")
-    if not isinstance(labels, torch.Tensor) or labels.shape != (batch, length):
+def _labelled(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """Return which outputs a label belongs to [B, T], in decoders the label of the next place; None: no such labels."""
+    shifted, labels = inputs.get("shift_labels"), inputs.get("labels")
+    if isinstance(shifted, torch.Tensor):
+        return shifted != -100
+    if not isinstance(labels, torch.Tensor) or labels.ndim != 2:
+        return None
+    if _setting(model, "is_encoder_decoder"):
+        return labels != -100
+    reads = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if not isinstance(reads, torch.Tensor) or reads.shape[:2] != labels.shape:
         return None
     keep = labels != -100
-    generates: Any = getattr(one.model, "can_generate", bool)
-    if _setting(one.model, "is_encoder_decoder") or not generates():
-        return keep
-    return torch.cat([keep[:, 1:], torch.zeros_like(keep[:, :1])], 1)
+    generates: Any = getattr(model, "can_generate", bool)
+    return torch.cat([keep[:, 1:], torch.zeros_like(keep[:, :1])], 1) if generates() else keep
 
 
-def _entropy(one: Pass, batch: int, length: int) -> torch.Tensor:
+def entropy(one: Pass, batch: int, length: int) -> torch.Tensor:
     """Return each output's routing entropy over ln E, mean over layers, [N].
 
     Layers of other tokens than the outputs, such as those of an image whose embedding is compared, give the mean of
     their sequence; only where no layer has the outputs' own.
     """
-    direct = [_entropy_of(seen) for seen in one.seen if (seen.batch, seen.length) == (batch, length)]
+    direct = [entropy_of(seen) for seen in one.seen if (seen.batch, seen.length) == (batch, length)]
     coarse = [
-        _entropy_of(seen).reshape(batch, -1).mean(1, keepdim=True).expand(batch, length).flatten()
+        entropy_of(seen).reshape(batch, -1).mean(1, keepdim=True).expand(batch, length).flatten()
         for seen in one.seen
         if seen.batch == batch
     ]
@@ -151,9 +146,9 @@ def _entropy(one: Pass, batch: int, length: int) -> torch.Tensor:
     return torch.stack(found).mean(0)
 
 
-@torch.no_grad()
-def _entropy_of(seen: Seen) -> torch.Tensor:
-    probs_NE = scores(seen.logits_NE, seen.block.score)
+def entropy_of(seen: Seen) -> torch.Tensor:
+    """Return the routing entropy of a layer's rows over ln E, [N], without a gradient."""
+    probs_NE = scores(seen.logits_NE.detach(), seen.block.score)
     share_NE = probs_NE / probs_NE.sum(-1, keepdim=True)
     nats_N: torch.Tensor = torch.special.entr(share_NE).sum(-1)
     return nats_N / math.log(share_NE.shape[-1])

@@ -9,11 +9,11 @@ from typing import Any
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.losses.eesd import Eesd, cosine, kl, mean_square
-from moesaic.observing import MoEBlock, Pass, inner, moe_blocks
+from moesaic.observing import MoEBlock, Pass, Seen, inner, moe_blocks
 from moesaic.training.averaging import Average
 from moesaic.training.dense_routing import route_to_all
 from moesaic.training.steps import AfterStep
-from moesaic.training.targets import Watch, features, layer_weights, logits, token_weights
+from moesaic.training.targets import Watch, entropy, entropy_of, features, logits, weights
 
 NOT_FOR_TEACHERS = ("num_items_in_batch", "return_dict", "past_key_values")
 
@@ -23,8 +23,8 @@ class EnsembleTeacher:
 
     It is copied from the student at the first pass and moves after each optimizer step, whatever the number of
     micro-batches or optimizers: at the next pass, or when its state is asked for. With several processes each has its
-    own, and all are equal. What is compared are means over the labelled tokens of a pass (the real ones where there
-    are no labels), so they weigh in a batch as the model's own loss does.
+    own, and all are equal. Its terms are means over the labelled outputs of a pass, as is the model's own loss, or over
+    its sequences where tokens have no labels.
 
     Args:
         method: what is compared, and how.
@@ -58,7 +58,8 @@ class EnsembleTeacher:
         if self._student is not None:
             raise ObjectiveError("teacher: it must follow one model. Got a second. Detach it first.")
         self._student = inner(model)
-        self._watches = [Watch(self._student, self._watched(moe_blocks(self._student)))]
+        both = [self._student] + ([] if self._average is None else [self._average.model])
+        self._watches = [Watch(each, self._watched(moe_blocks(each))) for each in both]
         self._after_step = AfterStep(self._student, self._step)
 
     def detach(self) -> None:
@@ -79,11 +80,10 @@ class EnsembleTeacher:
         """
         average = self._built(one.model)
         (own, own_base), (seen, seen_base) = self._watches[0].take(), self._asked(average.model, one)
-        by_entropy = self.method.weighting == "entropy"
-        found = {"router/eesd": self.method.weight * self._compared(one, own_base, *seen_base, by_entropy=by_entropy)}
+        found = {"router/eesd": self.method.weight * self._compared(one, own_base, *seen_base)}
         if self.method.layer_weight:
             each = [
-                mean_square(mine, theirs, layer_weights(one, layer, by_entropy=by_entropy))
+                mean_square(mine, theirs, self._layer_weights(one, layer))
                 for mine, theirs, layer in zip(own, seen, one.seen, strict=True)
             ]
             found["router/eesd_layers"] = self.method.layer_weight * torch.stack(each).mean()
@@ -169,14 +169,14 @@ class EnsembleTeacher:
         """Run the teacher on what the student was given, and leave the random state as it was."""
         given = {name: value for name, value in one.inputs.items() if name not in NOT_FOR_TEACHERS}
         if not _reads_labels(one):
-            given.pop("labels", None)
+            given = {name: value for name, value in given.items() if name not in ("labels", "shift_labels")}
         devices = {tensor.device.index for tensor in teacher.parameters() if tensor.is_cuda}
         with torch.random.fork_rng(devices=sorted(devices)):  # some models draw in eval mode, too
             output = teacher(**given)
         routed, base = self._watches[1].take()
         return routed, (output, base)
 
-    def _compared(self, one: Pass, own_base: Any, output: Any, base: Any, *, by_entropy: bool) -> torch.Tensor:
+    def _compared(self, one: Pass, own_base: Any, output: Any, base: Any) -> torch.Tensor:
         """Return the unweighted term at the level of the model."""
         labelled = one.inputs.get("labels") is not None
         mine = logits(one.output, labelled=labelled)
@@ -184,22 +184,24 @@ class EnsembleTeacher:
             theirs = logits(output, labelled=labelled)
             if mine is None or theirs is None:
                 raise _nothing(one, "logits", "match='cosine'")
-            weight_N = _weights(one, mine, by_entropy=by_entropy)
+            weight_N = self._weights(one, mine)
             return kl(mine.flatten(0, -2), theirs.flatten(0, -2), weight_N, self.method.temperature)
         pairs = list(zip(features(one.output, own_base), features(output, base), strict=True))
         if not pairs:
             raise _nothing(one, "final features (embeddings, last_hidden_state)", "match='kl'")
         return torch.stack(
-            [
-                cosine(mine.flatten(0, -2), theirs.flatten(0, -2), _weights(one, mine, by_entropy=by_entropy))
-                for mine, theirs in pairs
-            ]
+            [cosine(mine.flatten(0, -2), theirs.flatten(0, -2), self._weights(one, mine)) for mine, theirs in pairs]
         ).mean()
 
+    def _weights(self, one: Pass, mine: torch.Tensor) -> torch.Tensor:
+        """Return what each of the compared outputs counts."""
+        batch, length = (len(mine), 1) if mine.ndim == 2 else mine.shape[:2]
+        weight_N = weights(one, batch, length, mine.device)
+        return weight_N * entropy(one, batch, length) if self.method.weighting == "entropy" else weight_N
 
-def _weights(one: Pass, mine: torch.Tensor, *, by_entropy: bool) -> torch.Tensor:
-    batch, length = (len(mine), 1) if mine.ndim == 2 else mine.shape[:2]
-    return token_weights(one, batch, length, mine.device, by_entropy=by_entropy)
+    def _layer_weights(self, one: Pass, seen: Seen) -> torch.Tensor:
+        weight_N = weights(one, seen.batch, seen.length, seen.logits_NE.device, seen.block.path)
+        return weight_N * entropy_of(seen) if self.method.weighting == "entropy" else weight_N
 
 
 def _nothing(one: Pass, what: str, instead: str) -> ObjectiveError:
