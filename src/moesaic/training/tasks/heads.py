@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ENDING = "ForImageClassification"
+HEADS = ("classifier", "dist_head", "fc", "head", "score")
+"""What transformers' classifiers call their heads."""
 SPARE = ("pooler", "classifier", "head", "mask_token", "decoder")
 """Parts of a stored model that its family's classifier has no use for."""
 
@@ -73,18 +75,33 @@ def _with_new_head(
     cls, settings = model_class(changed)
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)
-        made: Any = cls.from_pretrained(
-            folder, config=settings, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    model: PreTrainedModel = made[0]
-    inside = f"{model.base_model_prefix}."
-    new = [*made[1]["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in made[1]["mismatched_keys"])]
-    wrong = [key for key in new if key.startswith(inside)]
-    wrong += [key for key in made[1]["unexpected_keys"] if not set(SPARE) & set(key.split("."))]
+        try:
+            made: Any = cls.from_pretrained(
+                folder, config=settings, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise TrainingError(
+                f"{folder}: its weights must load into {class_name}. They do not: {error}. Take another model."
+            ) from error
+    model: PreTrainedModel = made[0].eval()
+    wrong = _out_of_place(model, made[1])
     if wrong:
         raise TrainingError(
-            f"{folder}: all but a head must be loaded from the model. Got no match for {', '.join(sorted(wrong)[:3])}. "
+            f"{folder}: all but a head must be loaded from the model. Got no match for {', '.join(wrong[:3])}. "
             f"Take a model whose weights fit {class_name}."
         )
-    model.eval()
     return model
+
+
+def _out_of_place(model: PreTrainedModel, info: Mapping[str, Any]) -> list[str]:
+    """Return the tensors drawn anew that are of no head, and those without a place that are of no other tower."""
+    inside = f"{model.base_model_prefix}."
+    names = [name.removeprefix(inside) for name in model.state_dict()]
+    towers = {name.partition(".")[0] for name in names}
+    new = [*info["missing_keys"], *(key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"])]
+    wrong = [key for key in new if key.partition(".")[0] not in HEADS]
+    for key in info["unexpected_keys"]:
+        parts = key.removeprefix(inside).split(".")
+        if parts[0] in towers and not set(SPARE) & set(parts):
+            wrong.append(key)
+    return sorted(wrong)
