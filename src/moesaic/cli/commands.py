@@ -135,9 +135,16 @@ def train(args: list[str]) -> None:
     from moesaic.calibrating import shown  # noqa: PLC0415  # help must not wait for it
     from moesaic.running import train as run  # noqa: PLC0415
 
+    speaks = shown()  # of several processes one
     with show.bars() as bars:
-        found = run(command.recipe, resume=command.resume, overwrite=command.overwrite, say=show.say, progress=bars)
-    if not shown():
+        found = run(
+            command.recipe,
+            resume=command.resume,
+            overwrite=command.overwrite,
+            say=show.say if speaks else _silent,
+            progress=bars if speaks else _silent,
+        )
+    if not speaks:
         return
     if command.json:
         _print_json(found.to_json())
@@ -216,6 +223,10 @@ def sources(args: list[str]) -> None:
 @dataclass(frozen=True)
 class _NoOptions:
     """List what there is; takes no options."""
+
+
+def _silent(*_: Any) -> None:
+    """Say nothing."""
 
 
 def _kinds(target: Any) -> str:

@@ -19,6 +19,7 @@ STAGES = {
     "write": "writing the MoE",
     "certify": "certifying",
     "calibrate": "running the data",
+    "train": "training",
 }
 
 
