@@ -1,6 +1,6 @@
 """One global batch, trained on in one process or two, in one pass a process or four; run under torchrun, too.
 
-    torchrun --nproc-per-node 2 -m tests.integration.objective_ranks OUT
+torchrun --nproc-per-node 2 -m tests.integration.objective_ranks OUT
 """
 
 from __future__ import annotations
@@ -135,8 +135,7 @@ def trained(case: Case, ranks: Ranks) -> dict[str, torch.Tensor]:
         (loss * ranks.size if case.trainer == "hf" else loss / case.micros).backward()
     found = {name: each.grad.clone() for name, each in model.named_parameters() if each.grad is not None}
     for grad in found.values():
-        ranks.add(grad)
-        grad /= ranks.size
+        ranks.add(grad.div_(ranks.size))
     optimizer.step()
     biases = {name: each.clone() for name, each in model.named_buffers() if name.endswith("choice_bias")}
     logged = {name: torch.tensor(value, dtype=torch.float64) for name, value in objective.log().items()}
