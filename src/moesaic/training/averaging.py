@@ -98,9 +98,13 @@ def bare_copy(model: torch.nn.Module) -> torch.nn.Module:
     Raises:
         ObjectiveError: where FSDP2, tensor parallelism or ZeRO has cut the weights.
     """
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
+    from torch.distributed.fsdp import FSDPModule  # noqa: PLC0415  # needs torch
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415
 
-    cut = [name for name, weight in model.named_parameters() if isinstance(weight, DTensor) or not weight.numel()]
+    weights = dict(model.named_parameters())
+    empty = not any(weight.numel() for weight in weights.values())  # as ZeRO-3 leaves them
+    elsewhere = empty or any(isinstance(module, FSDPModule) for module in model.modules())
+    cut = [name for name, weight in weights.items() if elsewhere or isinstance(weight, DTensor)]
     if cut:
         raise ObjectiveError(
             f"{type(model).__name__}: the weights of a student must lie in each process in one piece, since its "

@@ -186,12 +186,14 @@ class EnsembleTeacher:
                 raise _nothing(one, "logits", "match='cosine'")
             weight_N = self._weights(one, mine)
             return kl(mine.flatten(0, -2), theirs.flatten(0, -2), weight_N, self.method.temperature)
-        pairs = list(zip(features(one.output, own_base), features(output, base), strict=True))
-        if not pairs:
+        ours, others = features(one.output, own_base), features(output, base)
+        if not ours or len(ours) != len(others):
             raise _nothing(one, "final features (embeddings, last_hidden_state)", "match='kl'")
-        return torch.stack(
-            [cosine(mine.flatten(0, -2), theirs.flatten(0, -2), self._weights(one, mine)) for mine, theirs in pairs]
-        ).mean()
+        each = [
+            cosine(mine.flatten(0, -2), theirs.flatten(0, -2), self._weights(one, mine))
+            for mine, theirs in zip(ours, others, strict=True)
+        ]
+        return torch.stack(each).mean()
 
     def _weights(self, one: Pass, mine: torch.Tensor) -> torch.Tensor:
         """Return what each of the compared outputs counts."""
