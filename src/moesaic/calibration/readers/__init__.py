@@ -72,7 +72,8 @@ def _load(folder: Path, name: str) -> Any:
     import transformers  # noqa: PLC0415  # seconds of import, needed here only
 
     try:
-        return getattr(transformers, name).from_pretrained(folder)
+        # Left open, transformers asks at the terminal whether it may run a spliced model's code: processors need none.
+        return getattr(transformers, name).from_pretrained(folder, trust_remote_code=False)
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CalibrationError(
             f"{folder}: its {name.removeprefix('Auto').lower()} must load with the installed transformers. It does "
