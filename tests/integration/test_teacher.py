@@ -376,3 +376,29 @@ def test_two_processes_distil_as_one(tmp_path: Path) -> None:
     for name, tensor in want.items():
         assert_close(found[name], tensor, rtol=1e-6, atol=1e-7)  # Mixtral's gates and its own loss are float32
     assert "must lie in each process in one piece" in said
+
+
+def test_under_accelerate_the_teacher_runs_with_its_own_weights_and_in_the_students_precision(tmp_path: Path) -> None:
+    """Accelerate replaces the student's forward by one that casts, and a copy must not run the student's."""
+    model, teacher = picos.mixtral(torch.float32), EnsembleTeacher()
+    RouterObjective(parts=[teacher]).attach(model)
+    arguments = transformers.TrainingArguments(str(tmp_path), **picos.ARGUMENTS, bf16=True)
+    transformers.Trainer(model, arguments, train_dataset=picos.examples(), data_collator=picos.collate).train()
+    ran: list[tuple[str, torch.dtype]] = []
+    for name, one in (("teacher", teacher.model), ("student", model)):
+        linear = one.get_submodule("model.layers.0.self_attn.q_proj")
+        linear.register_forward_hook(lambda _m, _args, out, name=name: ran.append((name, out.dtype)))
+    with torch.no_grad():
+        for weight in teacher.model.parameters():
+            weight.zero_()
+        logits = teacher.model(input_ids=pico.tokens() % 60).logits
+    assert ran == [("teacher", torch.bfloat16)]
+    assert_close(logits, torch.zeros_like(logits), **SAME)
+
+
+def test_a_teacher_returns_what_transformers_captures() -> None:
+    model, batch = picos.mixtral(), picos.collate(picos.examples())
+    with torch.no_grad():
+        model(**batch, output_hidden_states=True)  # from here on modules have hooks of transformers
+    teacher, _, _ = one_step(model, Eesd(), **batch)
+    assert len(teacher.model(**batch, output_hidden_states=True).hidden_states) == 3
