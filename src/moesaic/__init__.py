@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moesaic.certification import Certificate, certify
     from moesaic.convert import Writing
     from moesaic.modeling.loading import load
+    from moesaic.running import Trained, train
     from moesaic.observing import observe
     from moesaic.spec import Layers, MoESpec
 
@@ -27,11 +28,13 @@ _HOMES = {
     "Certificate": "certification",
     "Layers": "spec",
     "MoESpec": "spec",
+    "Trained": "running",
     "Upcycled": "api",
     "Writing": "convert",
     "calibrate": "calibrating",
     "certify": "certification",
     "load": "modeling.loading",
+    "train": "running",
     "observe": "observing",
     "upcycle": "api",
 }
@@ -49,6 +52,7 @@ __all__ = [
     "Certificate",
     "Layers",
     "MoESpec",
+    "Trained",
     "Upcycled",
     "Writing",
     "calibrate",

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,21 @@ from moesaic.modeling.sections import PREFIX, SECTION
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+_FURTHER: ContextVar[Mapping[str, Any]] = ContextVar("arguments of from_pretrained", default={})  # noqa: B039  # never changed
+
+
+@contextmanager
+def loading_with(**arguments: Any) -> Iterator[None]:
+    """Let every model that is loaded inside the block be loaded with further arguments of `from_pretrained`.
+
+    So whoever knows how a model is to be cut among processes need not be the one who loads it.
+    """
+    token = _FURTHER.set(arguments)
+    try:
+        yield
+    finally:
+        _FURTHER.reset(token)
 
 
 def load(
@@ -81,6 +97,7 @@ def loaded(
             state_dict=state,
             dtype="auto" if dtype is None else dtype,
             output_loading_info=True,
+            **_FURTHER.get(),
         )
     model: PreTrainedModel = made[0]
     # A class may ask for tensors without elements (a shared expert of width 0); none are stored, and none are missed.

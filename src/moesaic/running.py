@@ -1,0 +1,285 @@
+"""From a recipe to a trained model in a folder: what `moesaic train` does."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesaic import __version__
+from moesaic.calibration.ranks import Ranks, join
+from moesaic.certification import Certificate, SplicedCertificate, certify
+from moesaic.checkpoints.audit import audit
+from moesaic.checkpoints.dense import DenseCheckpoint
+from moesaic.checkpoints.fingerprint import fingerprint
+from moesaic.checkpoints.place import RECORD
+from moesaic.checkpoints.sources import resolve
+from moesaic.errors import MoesaicError, TrainingError
+from moesaic.training import settings
+from moesaic.training.checkpointing import read_json, write_json
+from moesaic.training.logbook import NAME as LOG
+from moesaic.training.logbook import Logbook
+from moesaic.training.publishing import write_model
+from moesaic.training.recipe import Recipe
+from moesaic.training.record import NAME, check, record
+
+if TYPE_CHECKING:
+    from moesaic.training.run import Finished
+
+MODEL = "model"
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done since the last call, in all); stages are train (optimizer steps) and certify (layers)."""
+CURVE = ("eval/kl", "eval/cosine_distance", "eval/loss")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run.
+
+    Args:
+        folder: the trained model. certificate: against the dense parent, after training; None where that is gone.
+        curve: step, and what was measured then: `eval/kl` or `eval/cosine_distance` to the parent, `eval/loss`.
+        losses: step, and the mean training loss of the steps since the row before.
+        steps, tokens: of the whole run.
+    """
+
+    folder: Path
+    certificate: Mapping[str, Any] | None
+    curve: tuple[Mapping[str, float], ...]
+    losses: tuple[tuple[int, float], ...]
+    steps: int
+    tokens: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all of it, for machines."""
+        losses = [{"step": step, "loss": loss} for step, loss in self.losses]
+        return {
+            "folder": str(self.folder),
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "losses": losses,
+            "curve": [dict(row) for row in self.curve],
+            "certificate": self.certificate,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Return the short table: quantity, value with its unit."""
+        table = [("steps", f"{self.steps:,}"), ("tokens", f"{self.tokens:,}")]
+        if self.losses:
+            table.append(("training loss", f"{self.losses[0][1]:.4f} -> {self.losses[-1][1]:.4f}"))
+        titles = {
+            "eval/loss": "held-out loss",
+            "eval/kl": "KL(dense || MoE), held-out",
+            CURVE[1]: "1 - cosine to dense",
+        }
+        for key, title in titles.items():
+            values = [row[key] for row in self.curve if key in row]
+            if values:
+                table.append((title, f"{values[0]:.4g} -> {values[-1]:.4g}"))
+        if self.certificate:
+            table += [(f"after training: {key}", value) for key, value in self.certificate["summary"].items()]
+        return table
+
+
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    say: Say = lambda _: None,
+    progress: Progress = lambda *_: None,
+) -> Trained:
+    """Train by a recipe; under `torchrun` in all processes.
+
+    `recipe.out` then holds `model`, a plain checkpoint like the one it began from, `recipe.json`, `log.jsonl`, scalars
+    for TensorBoard, and the last checkpoints. What was interrupted goes on from the last complete one, in a single
+    process to the same bits as if nothing had happened.
+
+    Args:
+        resume: go on with an interrupted run; of a finished one, say what came of it. overwrite: begin anew in the
+            folder of an earlier run.
+        say: told of what is amiss, and how it goes now and then. progress: told how far it is.
+
+    Raises:
+        MoesaicError: for every fault of recipe, model or data.
+    """
+    ranks = join()
+    settings.check(recipe)
+    folder = resolve(recipe.model, progress=say if ranks.rank == 0 else None)
+    source = DenseCheckpoint.open(folder)
+    out = recipe.out.expanduser().absolute()
+    now = record(recipe, fingerprint(source), ranks.size)
+    _together(ranks, lambda: _settle(out, folder, now, resume=resume, overwrite=overwrite))
+    if (out / MODEL).is_dir():
+        return _told(out)
+    parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
+    from moesaic.training.run import Place, run  # noqa: PLC0415  # imports transformers
+
+    finished = run(recipe, Place(folder, parent, out, resume), ranks, say, progress)
+    _publish(finished, source, parent, out, ranks, say, progress)
+    return _told(out)
+
+
+def _together(ranks: Ranks, work: Callable[[], None]) -> None:
+    """Let process 0 work, and all fail where it does."""
+    problem = ""
+    if ranks.rank == 0:
+        try:
+            work()
+        except TrainingError as error:
+            problem = str(error)
+    if problem := ranks.told(problem):
+        raise TrainingError(problem)
+
+
+def _settle(out: Path, model: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make the run's folder and its recipe.json, or make sure that it is the one to go on in."""
+    if out.is_relative_to(model.resolve()) or model.resolve().is_relative_to(out):
+        raise TrainingError(
+            f"{out}: a run must stand apart from the model it begins with. Got {model}. Choose another."
+        )
+    if out.exists() and not out.is_dir():
+        raise TrainingError(f"{out}: out must be a folder. A file of that name exists. Choose another name.")
+    ours = (out / NAME).is_file()
+    if out.is_dir() and any(out.iterdir()) and not ours:
+        raise TrainingError(
+            f"{out}: out must be new, empty or an earlier run. It holds something else. Choose another."
+        )
+    if ours and resume:
+        check(out / NAME, now)
+        return
+    if ours and not overwrite:
+        state = "a finished" if (out / MODEL).is_dir() else "an interrupted"
+        raise TrainingError(
+            f"{out}: out must be new, or it must be said what to do with what is there. Got {state} run. Pass --resume "
+            "to go on with it, or --overwrite to begin anew."
+        )
+    if ours:
+        _clear(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / NAME, now)
+    except OSError as error:
+        raise TrainingError(f"{out}: out must be writable. Got: {error.strerror}. Choose another.") from None
+
+
+def _clear(out: Path) -> None:
+    """Remove an earlier run; the file that says it is one goes last."""
+    for entry in out.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != NAME:
+            entry.unlink()
+    (out / NAME).unlink()
+
+
+def _parent(recipe: Recipe, folder: Path, say: Say) -> Path | None:
+    """Return the dense model's folder: the one given, or the one that moesaic.json names, if it is still the same."""
+    if recipe.parent is not None:
+        return resolve(recipe.parent, progress=say)
+    if not (folder / RECORD).is_file():
+        return None
+    source = read_json(folder / RECORD).get("source")
+    if not source:
+        return None
+    name = str(source["name"])
+    beside = [path for path in (folder.parent / name, Path(name)) if (path / "config.json").is_file()]
+    try:
+        found = beside[0] if beside else resolve(name, progress=say)
+        checkpoint = DenseCheckpoint.open(found)
+        if audit(checkpoint, min(os.cpu_count() or 1, 8), lambda _: None) == source["sha256"]:
+            return found
+        why = f"{found} holds other weights"
+    except MoesaicError:
+        why = "it is not on this machine"
+    say(f"the dense parent, {name}, is not used: {why}. Give its folder as parent for the KL curve and a certificate.")
+    return None
+
+
+def _publish(
+    finished: Finished,
+    source: DenseCheckpoint,
+    parent: Path | None,
+    out: Path,
+    ranks: Ranks,
+    say: Say,
+    progress: Progress,
+) -> None:
+    """Write the trained model beside its place, certify it, and give it its name."""
+    beside = out / f"{MODEL}.partial"
+    if ranks.rank == 0:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+    ranks.wait()
+    write_model(finished.model, source, beside, ranks, finished.prepared.save)
+    if ranks.rank == 0:
+        made = _record(source.folder, out, finished)
+        made["training"]["certificate"] = _certificate(parent, source, beside, made, say, progress)
+        write_json(beside / RECORD, made)
+        _card(source.folder, beside, made["training"])
+        beside.rename(out / MODEL)
+    ranks.wait()
+
+
+def _record(source: Path, out: Path, finished: Finished) -> dict[str, Any]:
+    """Return moesaic.json: that of the folder training began with, and what training did."""
+    before = read_json(source / RECORD) if (source / RECORD).is_file() else {"moesaic": __version__}
+    rows = list(Logbook(out / LOG, writes=False).rows())
+    training = {
+        **read_json(out / NAME),
+        "moesaic": __version__,
+        "steps": finished.steps,
+        "tokens": finished.tokens,
+        "curve": _curve(rows),
+    }
+    # What the conversion promised holds no longer; its certificate stays, as that of step 0.
+    promise = {"preserves_function": False} if "preserves_function" in before else {}
+    return {**before, **promise, "training": training}
+
+
+def _certificate(
+    parent: Path | None, source: DenseCheckpoint, beside: Path, made: Mapping[str, Any], say: Say, progress: Progress
+) -> dict[str, Any] | None:
+    same = read_json(beside / "config.json")["architectures"] == source.config["architectures"]
+    if parent is None or not same or "spec" not in made:
+        return None
+    try:
+        found: Certificate | SplicedCertificate = certify(
+            parent, beside, record=made, progress=lambda done, total: progress("certify", done, total)
+        )
+    except MoesaicError as error:
+        say(f"no certificate after training: {error}")
+        return None
+    return found.to_json()
+
+
+def _card(source: Path, to: Path, training: Mapping[str, Any]) -> None:
+    """Write README.md: the source's own, and what training did."""
+    card = source / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {to.parent.name}\n"
+    lines = [f"{training['steps']:,} steps, {training['tokens']:,} tokens, by moesaic {training['moesaic']}."]
+    if training["certificate"]:
+        lines += ["", "| dense against MoE, after training | |", "|---|---|"]
+        lines += [f"| {key} | {value} |" for key, value in training["certificate"]["summary"].items()]
+    (to / "README.md").write_text(text.rstrip() + "\n\n## Training\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _curve(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [
+        {key: row[key] for key in ("step", *CURVE) if key in row} for row in rows if any(key in row for key in CURVE)
+    ]
+
+
+def _told(out: Path) -> Trained:
+    """Return what came of a finished run, from its folder."""
+    training = json.loads((out / MODEL / RECORD).read_text(encoding="utf-8"))["training"]
+    rows = list(Logbook(out / LOG, writes=False).rows())
+    losses = tuple((row["step"], row["loss"]) for row in rows if "loss" in row)
+    return Trained(
+        out / MODEL, training["certificate"], tuple(_curve(rows)), losses, training["steps"], training["tokens"]
+    )

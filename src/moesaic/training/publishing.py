@@ -1,0 +1,99 @@
+"""A trained model as a plain checkpoint again: the folder it came from, with other numbers in its tensors."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moesaic.calibration.ranks import Ranks
+from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, torch_dtype
+from moesaic.lazy import torch
+from moesaic.modeling.sections import PREFIX, SECTION, auto_map
+from moesaic.training.checkpointing import gathered, named, write_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CARRIED = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
+"""Suffixes of tokenizer, processor, generation and code files."""
+NOT_CARRIED = ("config.json", "moesaic.json", INDEX, "pytorch_model.bin.index.json")
+OF_LOADING = {
+    *("dtype", "torch_dtype", "_name_or_path", "transformers_version", "distributed_config", "use_cache"),
+    *("architectures", "auto_map", "return_dict", "_attn_implementation", "_experts_implementation"),
+}
+"""Keys of a config that loading or training sets; all others are changed by a task alone."""
+
+
+def write_model(
+    model: PreTrainedModel, source: DenseCheckpoint, to: Path, ranks: Ranks, save: Callable[[Path], None]
+) -> None:
+    """Write weights, config and all that stands beside them into an empty folder; process 0 writes.
+
+    Every tensor has the name, dtype and shard that it has in the source. What is new (a head, a bias that balances)
+    stays as it was trained, in the last shard.
+
+    Args:
+        model: bare; cut among processes or not. source: the folder that it was loaded from. save: the task's own files.
+    """
+    state = {name: gathered(tensor).detach().cpu() for name, tensor in named(model)}
+    if ranks.rank:
+        return
+    _write_weights(_as_on_disk(model, state, source), source, to)
+    for path in sorted(source.folder.iterdir()):
+        if path.suffix in CARRIED and path.name not in NOT_CARRIED and path.is_file():
+            shutil.copyfile(path, to / path.name)
+    save(to)
+    write_json(to / "config.json", config_of(model, source.config))
+
+
+def config_of(model: PreTrainedModel, source: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the source's config.json, and in it what a task changed: its class, labels, and the like."""
+    kind: Any = type(model.config)
+    then, now = kind.from_dict(dict(source)).to_dict(), model.config.to_dict()
+    changed = {key: value for key, value in now.items() if key not in OF_LOADING and then.get(key) != value}
+    found = {**source, **changed}
+    name = type(model).__name__.removeprefix("FSDP")
+    if found.get("architectures") != [name]:
+        found["architectures"] = [name]
+        if SECTION in found:
+            found["auto_map"] = auto_map(name.removeprefix(PREFIX))
+    return json.loads(json.dumps(found))  # type: ignore[no-any-return]
+
+
+def _as_on_disk(
+    model: PreTrainedModel, state: dict[str, torch.Tensor], source: DenseCheckpoint
+) -> dict[str, torch.Tensor]:
+    """Return tensors by their names on disk: experts one by one; of tied weights those that the source has."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion  # noqa: PLC0415  # not in transformers 4
+    except ImportError:
+        found = state
+    else:
+        found = revert_weight_conversion(model, state)
+    known = {found[name].data_ptr() for name in found if name in source.tensors}
+    return {
+        name: tensor
+        for name, tensor in found.items()
+        if name in source.tensors or (tensor.numel() and tensor.data_ptr() not in known)
+    }
+
+
+def _write_weights(tensors: dict[str, torch.Tensor], source: DenseCheckpoint, to: Path) -> None:
+    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
+
+    last = source.files[-1].name
+    shards: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        place = source.tensors.get(name)
+        dtype = torch_dtype(place.info.dtype) if place else tensor.dtype
+        shards.setdefault(place.file.name if place else last, {})[name] = tensor.to(dtype)
+    for file, held in shards.items():
+        whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in held.items()}
+        save_file(whole, to / file, metadata={"format": "pt"})
+    if len(source.files) > 1 or (source.folder / INDEX).exists():
+        total = sum(tensor.numel() * tensor.itemsize for held in shards.values() for tensor in held.values())
+        weight_map = {name: file for file, held in sorted(shards.items()) for name in sorted(held)}
+        write_json(to / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
