@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +20,10 @@ from moesaic.losses import Balancer, RouterLoss, WeightLoss
 from moesaic.losses.loss_free_bias import LossFreeBias
 from moesaic.method import registry
 from moesaic.modeling.spliced import spliced_class, spliced_config
-from moesaic.observing import GROUPS
+from moesaic.observing import GROUPS, moe_blocks
+from moesaic.routing import Routing
 from moesaic.training import RouterObjective
+from moesaic.training.pooling import pool
 from moesaic.training.scaling import COUNT
 
 Trainer = Literal["loop", "hf"]
@@ -143,11 +145,23 @@ def trained(case: Case, ranks: Ranks) -> dict[str, torch.Tensor]:
     return {**found, **biases, **logged}
 
 
+def partial(ranks: Ranks) -> dict[str, tuple[int, list[tuple[int, int]]]]:
+    """Return tokens in all and parts of process 0 of each layer, where process 1 did not run the first at all."""
+    blocks = moe_blocks(model_of("mixtral"))
+    tokens = 3 + 2 * ranks.rank
+    runs = [replace(Routing.from_logits(torch.randn(tokens, 4), 2), layer=block.path) for block in blocks[ranks.rank :]]
+    return {
+        path: (len(one.routing.ids_TK), [(part.start, part.stop) for part in one.parts])
+        for path, one in pool(runs, blocks, ranks).items()
+    }
+
+
 def main(out: Path) -> None:
     """Train on every case; process 0 writes what it has."""
     torch.set_num_threads(1)
     ranks = join()
-    found = {case.name: trained(case, ranks) for case in cases()}
+    found: dict[str, Any] = {case.name: trained(case, ranks) for case in cases()}
+    found["partial"] = partial(ranks)
     if ranks.rank == 0:
         torch.save(found, out)
 

@@ -128,7 +128,7 @@ class RouterObjective:
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, Observer) and owner is not observer and _is_objective(owner):
                 raise ObjectiveError(
-                    f"{type(model).__name__}: a model must have one objective. Got a second. Give all losses  "
+                    f"{type(model).__name__}: a model must have one objective. Got a second. Give all losses "
                     "to one RouterObjective, or detach() the first."
                 )
         settings: Any = getattr(model, "config", None)
@@ -155,6 +155,7 @@ class RouterObjective:
         for part in self.parts:
             part.detach()
         self._model = self._observer = self._after_step = self._step = self._pending = None
+        self._trained_on = None
         self._routed.clear()
 
     def expect(self, batches: Sequence[Mapping[str, Any]]) -> None:
@@ -241,13 +242,13 @@ class RouterObjective:
     def _stepped(self) -> None:
         """Let balancers move the biases by what the batches of the optimizer step did."""
         trained_on, self._trained_on = self._trained_on, None
+        step, self._step = self._step, None
         if trained_on is False:
             raise ObjectiveError(
                 "objective: its loss must be trained on. The optimizer made a step to which no backward brought it, so "
                 "the trainer has a loss of its own (TRL, label smoothing, compute_loss_func). Call "
                 "moesaic.training.trainers.install(trainer, objective), or add objective.pending() to your loss."
             )
-        step, self._step = self._step, None
         if step is not None and 0 < step.done < step.size:
             raise _incomplete(step)
         if step is not None and step.done == 0:
