@@ -20,10 +20,12 @@ def methods() -> str:
     kinds: list[tuple[str, dict[str, type[Method]]]] = [
         ("Expert inits", {**registry("moesaic.experts", ExpertInit)}),
         ("Router inits", {**registry("moesaic.routers", RouterInit)}),
+        ("Router losses, balancers, distillation", registry("moesaic.losses", Method)),
         ("Statistics, which methods declare", {**registry("moesaic.stats", Statistic)}),
     ]
     for title, found in kinds:
-        lines += ["", f"## {title}", "", "| name | makes | reference | fields |", "|---|---|---|---|"]
+        does = "does" if "losses" in title else "makes"
+        lines += ["", f"## {title}", "", f"| name | {does} | reference | fields |", "|---|---|---|---|"]
         for name, cls in found.items():
             fields = ", ".join(f"`{key} = {value}`" for key, value in cls().settings().items())
             lines.append(f"| `{name}` | {cls.summary()} | {cls.reference()} | {fields} |")

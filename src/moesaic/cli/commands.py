@@ -166,7 +166,7 @@ def demo(args: list[str]) -> None:
 
 
 def methods(args: list[str]) -> None:
-    """List expert and router inits."""
+    """List expert and router inits, router losses and balancers."""
     parsed(_NoOptions, "methods", args)
     from moesaic.experts.base import ExpertInit  # noqa: PLC0415
     from moesaic.routers.base import RouterInit  # noqa: PLC0415
@@ -174,10 +174,11 @@ def methods(args: list[str]) -> None:
     kinds: list[tuple[str, dict[str, type[Method]]]] = [
         ("Expert inits (--experts)", {**registry("moesaic.experts", ExpertInit)}),
         ("Router inits (--router)", {**registry("moesaic.routers", RouterInit)}),
+        ("Router losses and balancers (train --losses; eesd by --eesd)", registry("moesaic.losses", Method)),
     ]
     for title, found in kinds:
         rows = [(name, cls.summary(), cls.reference(), _fields(cls)) for name, cls in found.items()]
-        show.table(title, rows, ("name", "makes", "reference", "fields"))
+        show.table(title, rows, ("name", "does" if "losses" in title else "makes", "reference", "fields"))
 
 
 def architectures(args: list[str]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
-
 from moesaic.lazy import torch
 from moesaic.losses.base import RouterLoss
 from moesaic.losses.dirichlet_prior import dirichlet_prior_shaping
@@ -48,8 +46,6 @@ class Dpsl(RouterLoss):
     >>> bool(Dpsl(alpha=0.1).loss(sure) < Dpsl(alpha=0.1).loss(unsure))
     True
     """
-
-    additive: ClassVar[bool] = False
 
     alpha: float = number(0.25, low=ALPHA[0], high=ALPHA[1])
     priors: tuple[tuple[float, ...], ...] = ()
