@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from moesaic.training.freezing import Freezing
+from moesaic.training.optimizer_state import DenseState, Moments, carry_state
 from moesaic.training.stages import Stage, router_warmup, two_stages
 
 STEPS = 4
@@ -82,6 +83,20 @@ def whole(names: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: (t.full_tensor() if isinstance(t, DTensor) else t).clone() for name, t in parts.items()}
 
 
+def carries(model: nn.Module) -> None:
+    """Check that state is carried to a wrapped or cut model as to a whole one."""
+    names = {name.removeprefix("module."): parameter for name, parameter in model.named_parameters()}
+    drawn = {name: torch.rand(p.shape, dtype=p.dtype, generator=torch.Generator().manual_seed(len(name)))
+             for name, p in names.items()}  # fmt: skip
+    dense = DenseState({name: Moments(one, drawn[name], 2 * drawn[name], 5) for name, one in whole(names).items()})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    carry_state(optimizer, model, dense)
+    assert all(type(optimizer.state[p]["exp_avg"]) is type(p.data) for p in names.values())
+    found = whole({name: optimizer.state[p]["exp_avg_sq"] for name, p in names.items()})
+    torch.testing.assert_close(found, {name: 2 * one for name, one in drawn.items()}, rtol=0, atol=0)  # copies
+    optimizer.step()  # no gradients, no complaint
+
+
 def main(kind: str, folder: Path) -> None:
     """Run every schedule in this process's part of the world; process 0 saves what came of them."""
     torch.set_num_threads(1)
@@ -100,6 +115,7 @@ def main(kind: str, folder: Path) -> None:
             model.set_experts_implementation("eager")
             assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
         runs[name] = run(model, stages, rank, size)
+    carries(model)
     if rank == 0:
         torch.save({name: vars(one) for name, one in runs.items()}, folder / f"{kind}.pt")
     torch.distributed.destroy_process_group()
