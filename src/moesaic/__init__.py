@@ -59,5 +59,6 @@ __all__ = [
     "certify",
     "load",
     "observe",
+    "train",
     "upcycle",
 ]

@@ -114,11 +114,11 @@ def named(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @torch.no_grad()
-def load_model(file: Path, model: torch.nn.Module, kept: Mapping[str, torch.Tensor]) -> None:
+def load_model(file: Path, kept: Mapping[str, torch.Tensor]) -> None:
     """Put saved weights into a model.
 
     Args:
-        kept: what must be in the file, by name.
+        kept: the model's tensors that must be in the file, by name; changed in place.
 
     Raises:
         TrainingError: naming every tensor that is missing, left over or of another shape.

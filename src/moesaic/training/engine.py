@@ -218,7 +218,7 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
         self._behind = resume_from_checkpoint
-        checkpointing.load_model(folder / checkpointing.MODEL, self.bare, self._kept())
+        checkpointing.load_model(folder / checkpointing.MODEL, self._kept())
         if self.run.teacher is not None:
             self.run.teacher.load(folder / TEACHER)
 

@@ -106,6 +106,7 @@ def arguments(how: Training, out: Path) -> dict[str, Any]:
         "logging_steps": how.log_every or NEVER,
         "save_strategy": "steps",
         "save_steps": how.save_every or NEVER,
+        "save_only_model": True,  # Trainer refuses all else for sharded models; our checkpoints hold the optimizer
         "eval_strategy": "no",
         "report_to": [name for name in how.trackers if name != "tensorboard"],
         "torch_compile": how.compile,

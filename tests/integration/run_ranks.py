@@ -1,0 +1,36 @@
+"""What each of two processes under torchrun does: the same run thrice, the model shared in three ways; each goes on."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from tests.integration.training_pico import Toy, recipe
+
+from moesaic.calibration.ranks import join
+from moesaic.running import train
+
+WAYS = ("data", "fsdp2", "experts")
+
+
+def run(model: Path, out: Path, parallel: str) -> None:
+    """Train; lose the end of it, and go on from the checkpoint before."""
+    given = recipe(
+        model, out, task=Toy(count=12), parallel=parallel, steps=6, batch_size=1, stages=(), teacher=None, save_every=4
+    )
+    train(given)
+    join().wait()  # the other reads what came of it
+    if join().rank == 0:
+        shutil.copytree(out, out.with_name(f"{parallel}-whole"))
+        shutil.rmtree(out / "model")
+        shutil.rmtree(out / "checkpoint-6")
+    join().wait()
+    train(given, resume=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for way in sys.argv[3:] or WAYS:
+        run(Path(sys.argv[1]), Path(sys.argv[2]) / way, way)
