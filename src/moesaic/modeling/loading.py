@@ -34,6 +34,11 @@ def loading_with(**arguments: Any) -> Iterator[None]:
         _FURTHER.reset(token)
 
 
+def further_arguments() -> Mapping[str, Any]:
+    """Return what `loading_with` was given, for whoever calls `from_pretrained` itself."""
+    return _FURTHER.get()
+
+
 def load(
     folder: Path | str, config: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
 ) -> PreTrainedModel:

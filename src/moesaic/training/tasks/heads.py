@@ -61,7 +61,7 @@ def _classifier(stock: str, config: Mapping[str, Any]) -> str:
 def _with_new_head(
     folder: Path, config: Mapping[str, Any], class_name: str, names: Sequence[str], seed: int
 ) -> PreTrainedModel:
-    from moesaic.modeling.loading import model_class, quiet  # noqa: PLC0415  # imports transformers
+    from moesaic.modeling.loading import further_arguments, model_class, quiet  # noqa: PLC0415  # imports transformers
 
     spliced = SECTION in config
     changed = {
@@ -77,7 +77,12 @@ def _with_new_head(
         torch.manual_seed(seed)
         try:
             made: Any = cls.from_pretrained(
-                folder, config=settings, dtype=torch.float32, ignore_mismatched_sizes=True, output_loading_info=True
+                folder,
+                config=settings,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **further_arguments(),
             )
         except (OSError, RuntimeError, ValueError) as error:
             raise TrainingError(
