@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+
 from moesaic.lazy import torch
 from moesaic.losses.base import RouterLoss
 from moesaic.losses.dirichlet_prior import dirichlet_prior_shaping
