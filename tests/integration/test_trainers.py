@@ -300,10 +300,14 @@ def test_sft_trainer_passes_the_models_loss_by_and_is_told_so(tmp_path: Path) ->
         host.train()
 
 
-def test_sft_trainer_that_adds_a_pooled_loss_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("attached", [False, True])
+def test_sft_trainer_that_adds_a_pooled_loss_is_refused(attached: bool, tmp_path: Path) -> None:
     """TRL turns transformers' balancing loss on by default, whatever the config said."""
-    with pytest.raises(ObjectiveError, match="router_aux_loss_coef"):
-        install(sft(mixtral(torch.float32), tmp_path, router_aux_loss_coef=None), objective())
+    model, losses = mixtral(torch.float32), objective()
+    if attached:
+        losses.attach(model)
+    with pytest.raises(ObjectiveError, match=r"router_aux_loss_coef=0\.0"):
+        install(sft(model, tmp_path, router_aux_loss_coef=None), losses)
 
 
 def test_an_objective_attached_to_another_model_stops_the_run(tmp_path: Path) -> None:

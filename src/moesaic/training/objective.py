@@ -131,12 +131,7 @@ class RouterObjective:
                     f"{type(model).__name__}: a model must have one objective. Got a second. Give all losses "
                     "to one RouterObjective, or detach() the first."
                 )
-        settings: Any = getattr(model, "config", None)
-        if getattr(settings, "output_router_logits", False) and getattr(settings, "router_aux_loss_coef", 0.0):
-            raise ObjectiveError(
-                "objective: the model's own balancing loss must be off. Its config has output_router_logits on, with "
-                f"router_aux_loss_coef {settings.router_aux_loss_coef}. Set output_router_logits to False."
-            )
+        refuse_pooled_loss(model)
         for block in observer.blocks:
             for loss in self.routing_losses:
                 loss.prepare(block.router_weight.shape[0])
@@ -364,6 +359,22 @@ class RouterObjective:
             return (output[0] + extra.to(output[0]), *output[1:])
         self._pending = extra
         return None
+
+
+def refuse_pooled_loss(model: torch.nn.Module) -> None:
+    """Refuse a model that adds transformers' balancing loss, pooled over layers, to its own.
+
+    Raises:
+        ObjectiveError: where it does.
+    """
+    config: Any = getattr(model, "config", None)
+    settings: Any = config if config is None else config.get_text_config()
+    if getattr(settings, "output_router_logits", False) and getattr(settings, "router_aux_loss_coef", 0.0):
+        raise ObjectiveError(
+            "objective: the model's own balancing loss must be off. Its config has output_router_logits on, with "
+            f"router_aux_loss_coef {settings.router_aux_loss_coef}. Set output_router_logits to False; TRL's trainers "
+            "set it by themselves, unless their config has router_aux_loss_coef=0.0."
+        )
 
 
 def whole(parameter: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ from transformers import TrainerCallback
 
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
-from moesaic.observing import GROUPS
-from moesaic.training.objective import RouterObjective
+from moesaic.observing import GROUPS, inner
+from moesaic.training.objective import RouterObjective, refuse_pooled_loss
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
@@ -79,7 +79,9 @@ def install(trainer: Trainer, objective: RouterObjective) -> RouterCallback:
         ObservationError, ObjectiveError, ValueError: as `RouterObjective.attach` does.
     """
     host: Any = trainer
-    if not objective.attached:
+    if objective.attached:
+        refuse_pooled_loss(inner(host.model))  # a trainer may have turned it on since
+    else:
         objective.attach(host.model)
     callback = RouterCallback(objective)
     host.callback_handler.callbacks.insert(0, callback)
