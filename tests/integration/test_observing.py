@@ -260,6 +260,13 @@ def test_groups_of_tokens_are_told_and_the_model_never_sees_them(mixtral: Any) -
     assert_close(passes[0][0].group_T, groups.flatten())
 
 
+def test_several_observers_are_told_of_the_same_groups(mixtral: Any) -> None:
+    with observe(mixtral) as first, observe(mixtral) as second, torch.no_grad():
+        mixtral(input_ids=IDS, **{GROUPS: torch.tensor([4, 5])})
+    for passes in (first, second):
+        assert passes[0][1].group_T.tolist() == [4] * 6 + [5] * 6
+
+
 def test_tokens_decoded_with_a_cache_are_told_without_the_padding_before_them(mixtral: Any) -> None:
     mask = torch.tensor([[1] * 6, [0] * 2 + [1] * 4])
     with observe(mixtral) as passes, torch.no_grad():

@@ -101,5 +101,6 @@ def _score(module: torch.nn.Module) -> Score:
     homes = [cls.__module__ for cls in type(module).__mro__]
     for record in records(SparseTarget).values():
         if any(home.startswith(f"transformers.models.{record.model_type}.") for home in homes):
-            return record.score
+            score: Score = record.score
+            return score
     return "softmax"

@@ -91,7 +91,8 @@ class Observer:
         self._names = tuple(inspect.signature(self.model.forward).parameters)
         self._forget()
         self._handles = [
-            self.model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True),  # before any takes out
+            self.model.register_forward_pre_hook(_without_groups, with_kwargs=True),
             self.model.register_forward_hook(self._end, with_kwargs=True),
         ]
         for index, block in enumerate(self.blocks):
@@ -115,13 +116,11 @@ class Observer:
         self._inputs: dict[str, Any] = {}
         self._groups: torch.Tensor | None = None
 
-    def _begin(self, _module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _begin(self, _module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self._forget()  # a pass that failed may have left something
         self._open = True
         self._groups = kwargs.get(GROUPS)
-        kept = {name: value for name, value in kwargs.items() if name != GROUPS}
-        self._inputs = {**dict(zip(self._names, args, strict=False)), **kept}
-        return args, kept
+        self._inputs = {**dict(zip(self._names, args, strict=False)), **_without_groups(None, args, kwargs)[1]}
 
     def _enters(self, _module: Any, args: Any, kwargs: Any) -> None:
         if self._open:
@@ -167,6 +166,11 @@ class Observer:
         batch = shape[0] if len(shape) > 1 else math.gcd(rows, batch_size(self._inputs))
         logits_NE, ids_NK, weights_NK = (each.reshape(rows, -1) for each in (logits, *choice))
         return Seen(self.blocks[index], batch, rows // batch, logits_NE, ids_NK, weights_NK)
+
+
+def _without_groups(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Keep from the model what only observers take, of whom there may be several."""
+    return args, {name: value for name, value in kwargs.items() if name != GROUPS}
 
 
 class observe:  # noqa: N801  # read as a verb: `with observe(model) as passes:`
