@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -221,6 +222,19 @@ def test_an_interrupted_run_goes_on(moes: Path, tmp_path: Path, monkeypatch: pyt
     code, again, err = said(*args("run"), "--resume")
     assert code == 0, err
     assert json.loads(again)["losses"] == json.loads(out)["losses"]
+
+
+def test_the_trainer_of_the_docs_runs(moes: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    model = moesaic.load(moes / "llama")
+    ids = [{"input_ids": list(range(3, 19)), "labels": list(range(3, 19))}] * 8
+    how = {"max_steps": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "report_to": "none"}
+    arguments = transformers.TrainingArguments(tmp_path, **how, save_strategy="no", logging_steps=1, use_cpu=True)
+    names = {"Trainer": transformers.Trainer, "model": model, "arguments": arguments, "data": ids}
+    exec(block, names)
+    logged = names["trainer"].state.log_history  # type: ignore[attr-defined]
+    assert sum(any(name.startswith("router/dpsl/") for name in row) for row in logged) == 2
 
 
 def test_two_processes_print_one_table(moes: Path, tmp_path: Path) -> None:

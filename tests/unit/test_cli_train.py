@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shlex
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -160,6 +162,19 @@ def mine(model, data, out, *, words: int = 3, fast: bool = False, training=Train
     assert (code, err) == (0, "")
     assert "Do it my way." in out
     assert "of each line." in out
+
+
+def test_the_command_lines_of_the_docs_are_understood() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    lines = re.findall(r"^moesaic train (.*)$", text, re.MULTILINE)
+    pieces = [piece for piece in re.findall(r"`(--[^`]+)`", text) if " " in piece]
+    assert lines
+    assert len(pieces) >= 4
+    for line in lines:
+        assert parse_train(shlex.split(line)).recipe.training.steps == 200
+    for piece in pieces:
+        extra = ["--losses", "dpsl"] if piece.startswith("--dpsl") else []
+        assert made(*extra, *shlex.split(piece))
 
 
 @pytest.mark.parametrize(
