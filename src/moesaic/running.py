@@ -216,7 +216,7 @@ def _publish(
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
     ranks.wait()
-    write_model(finished.model, source, beside, ranks, finished.prepared.save)
+    write_model(finished.model, finished.config, source, beside, ranks, finished.prepared.save)
     if ranks.rank == 0:
         made = _record(source.folder, out, finished)
         made["training"]["certificate"] = _certificate(parent, source, beside, made, say, progress)
@@ -265,7 +265,8 @@ def _card(source: Path, to: Path, training: Mapping[str, Any]) -> None:
     lines = [f"{training['steps']:,} steps, {training['tokens']:,} tokens, by moesaic {training['moesaic']}."]
     if training["certificate"]:
         lines += ["", "| dense against MoE, after training | |", "|---|---|"]
-        lines += [f"| {key} | {value} |" for key, value in training["certificate"]["summary"].items()]
+        rows = training["certificate"]["summary"].items()
+        lines += ["| {} | {} |".format(*(cell.replace("|", "\\|") for cell in row)) for row in rows]
     (to / "README.md").write_text(text.rstrip() + "\n\n## Training\n\n" + "\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tests.integration.training_killed import rows
 from tests.integration.training_pico import Toy, recipe, save_mixtral
 from torch.testing import assert_close
@@ -35,7 +36,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def kills(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
     """Kill many runs from a process of its own, which may fork; return what came of each."""
-    line = [sys.executable, "-m", "tests.integration.training_killed", str(model), str(tmp_path_factory.mktemp("kills"))]
+    work = tmp_path_factory.mktemp("kills")
+    line = [sys.executable, "-m", "tests.integration.training_killed", str(model), str(work)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(line, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -92,22 +94,20 @@ def test_a_checkpoint_without_its_marker_is_none(model: Path, tmp_path: Path) ->
 
 
 def test_stages_hold_after_a_resumption_within_them(model: Path, tmp_path: Path) -> None:
-    """The first stage, of four steps, freezes gate and up; a run that goes on at step 3 must still freeze them."""
-    from safetensors.torch import load_file
-
+    """The first stage, of four steps, freezes gate and up; a run that goes on at step 2 must still freeze them."""
     stopped(model, tmp_path / "run", 3, save_every=2)
     stopped_again = 0
 
     def watch(stage: str, done: int, _total: int) -> None:
         nonlocal stopped_again
         stopped_again += done
-        if stopped_again == 3:  # 2 that were done before, and 1
+        if stopped_again == 5:  # 2 that were done before, and 3
             raise Stopped
 
     with pytest.raises(Stopped):
         train(recipe(model, tmp_path / "run", save_every=2), resume=True, progress=watch)
     before = load_file(model / "model.safetensors")
-    after = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "checkpoint-4" / "model.safetensors")
     gate_up = torch.stack([
         torch.cat([before[f"model.layers.0.block_sparse_moe.experts.{e}.{w}.weight"] for w in ("w1", "w3")])
         for e in range(4)

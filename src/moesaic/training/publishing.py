@@ -28,7 +28,12 @@ OF_LOADING = {
 
 
 def write_model(
-    model: PreTrainedModel, source: DenseCheckpoint, to: Path, ranks: Ranks, save: Callable[[Path], None]
+    model: PreTrainedModel,
+    config: Mapping[str, Any],
+    source: DenseCheckpoint,
+    to: Path,
+    ranks: Ranks,
+    save: Callable[[Path], None],
 ) -> None:
     """Write weights, config and all that stands beside them into an empty folder; process 0 writes.
 
@@ -36,7 +41,8 @@ def write_model(
     stays as it was trained, in the last shard.
 
     Args:
-        model: bare; cut among processes or not. source: the folder that it was loaded from. save: the task's own files.
+        model: bare; cut among processes or not. config: what `config_of` said before training.
+        source: the folder that it was loaded from. save: the task's own files.
     """
     state = {name: gathered(tensor).detach().cpu() for name, tensor in named(model)}
     if ranks.rank:
@@ -46,11 +52,14 @@ def write_model(
         if path.suffix in CARRIED and path.name not in NOT_CARRIED and path.is_file():
             shutil.copyfile(path, to / path.name)
     save(to)
-    write_json(to / "config.json", config_of(model, source.config))
+    write_json(to / "config.json", config)
 
 
 def config_of(model: PreTrainedModel, source: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the source's config.json, and in it what a task changed: its class, labels, and the like."""
+    """Return the source's config.json, and in it what a task changed: its class, labels, and the like.
+
+    Ask before the model runs: some forwards write into their config.
+    """
     kind: Any = type(model.config)
     then, now = kind.from_dict(dict(source)).to_dict(), model.config.to_dict()
     changed = {key: value for key, value in now.items() if key not in OF_LOADING and then.get(key) != value}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from moesaic.calibration.ranks import Ranks, device
 from moesaic.errors import ObservationError, TrainingError
 from moesaic.observing import Observer, moe_blocks
 from moesaic.training import settings
-from moesaic.training.checkpointing import OPTIMIZER, checkpoints
+from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
 from moesaic.training.curve import Curve, load_parent
 from moesaic.training.engine import Engine, Following, Run
 from moesaic.training.health import Health
@@ -22,6 +22,7 @@ from moesaic.training.objective import Part, RouterObjective
 from moesaic.training.optimizer_state import DenseState, carry_state
 from moesaic.training.parallel import sharing
 from moesaic.training.progress import Bars, Progress, Say
+from moesaic.training.publishing import config_of
 from moesaic.training.recipe import Prepared, Recipe, Training
 from moesaic.training.staged_freezing import StagedFreezing
 from moesaic.training.trainers import install
@@ -53,10 +54,12 @@ class Finished:
     """A trained model, in memory.
 
     Args:
-        model: bare, without adapters. prepared: the task. steps, tokens: of the whole run, whatever interrupted it.
+        model: bare, without adapters. config: its config.json. prepared: the task.
+        steps, tokens: of the whole run, whatever interrupted it.
     """
 
     model: PreTrainedModel
+    config: Mapping[str, Any]
     prepared: Prepared
     steps: int
     tokens: int
@@ -76,6 +79,7 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
         _seed(how.seed)
         with sharing(how.parallel, ranks):
             prepared = recipe.task.prepare(place.model, how.seed)
+        config = config_of(prepared.model, read_json(place.model / "config.json"))
         settings.check_data(recipe, prepared, ranks.size)
         made = _made(recipe, place, prepared, ranks, say, bars)
         engine = _engine(made, recipe)
@@ -91,7 +95,7 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
                 made.objective.detach()
         bare: Any = engine.accelerator.unwrap_model(engine.model, keep_torch_compile=False)
         model = bare.merge_and_unload() if how.lora else bare
-    return Finished(model, prepared, engine.state.global_step, made.progress.tokens)
+    return Finished(model, config, prepared, engine.state.global_step, made.progress.tokens)
 
 
 def _made(recipe: Recipe, place: Place, prepared: Prepared, ranks: Ranks, say: Say, bars: Bars) -> Run:
