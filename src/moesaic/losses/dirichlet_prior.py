@@ -13,8 +13,8 @@ SMALLEST = 1e-6
 """Probabilities are clamped to [1e-6, 1 - 1e-6]."""
 DENSITY = (1e-3, 100.0)
 """The density of a marginal, as a factor of the gradient, is clipped to this: it neither vanishes nor bursts."""
-LEVELS = 2049
-"""Probabilities are rounded to so many values, uniform in their logit, 0.0135 apart."""
+KNOTS = 2049
+"""Knots of a marginal's table, uniform in logit p, 0.0135 apart."""
 SPAN = math.log((1 - SMALLEST) / SMALLEST)
 
 
@@ -26,17 +26,13 @@ def dirichlet_prior_shaping(probs_TE: torch.Tensor, alpha_E: Sequence[float]) ->
     rows of `(F(x_(i)) - i / (n + 1))^2`: 1 / (6 (n + 1)) for samples of the prior, at most 1/3. It takes any
     probabilities: of routers, attention, codebooks, class predictions.
 
-    Probabilities are rounded to 2,049 levels of their logit, which is finer than bfloat16 has logits from 2 on. So F
-    and its density f come from a table that scipy makes once, and ranks from counting, without a sort. Equal ones share
-    their mean rank, and the loss has the spread of their ranks added, as a sort would: rows may come in any order.
-
-    The gradient is `2 / (n E) (F - i / (n + 1)) f`, ranks being constants and f clipped to [1e-3, 100]. Beyond the
-    clamp of probabilities at 1e-6 it is that of the clamp, so that a dead choice can come back. There is no second
-    derivative.
+    The gradient is `2 / (n E) (F - i / (n + 1)) f`, ranks being constants and the density f clipped to [1e-3, 100].
+    Beyond the clamp of probabilities at 1e-6 it is that of the clamp, so that a dead choice can come back. There is no
+    second derivative. F and f come from tables that scipy makes once, linear between knots.
 
     Args:
         probs_TE: rows that sum to 1, any floating dtype; the loss is computed in float32, for float64 in float64.
-        alpha_E: concentrations, above 0. The larger, the coarser the levels are for F: at 100 it steps by 0.05.
+        alpha_E: concentrations, above 0. F is off by 3e-6 at most for 1, by 3e-4 for 100.
 
     Returns:
         The loss, a scalar.
@@ -55,48 +51,72 @@ def dirichlet_prior_shaping(probs_TE: torch.Tensor, alpha_E: Sequence[float]) ->
             f"Got {list(probs_TE.shape)} and {len(alpha_E)} alphas. Flatten batches to T, and leave out what is empty."
         )
     wide_TE = probs_TE.to(torch.promote_types(probs_TE.dtype, torch.float32))
-    found: torch.Tensor = _function().apply(wide_TE, tables(tuple(alpha_E), wide_TE.dtype, wide_TE.device))
+    found: torch.Tensor = _function().apply(wide_TE, *tables(tuple(alpha_E), wide_TE.dtype, wide_TE.device))
     return found
 
 
-def shaped(probs_TE: torch.Tensor, table_2N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return the loss, its gradient [T, E] up to a factor, and the factor; N is all levels of all E, as in `tables`."""
+def shaped(
+    probs_TE: torch.Tensor, table_4N: torch.Tensor, first_E1: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Return the loss, its gradient [T, E] up to a factor, and the factor; `tables` makes the other arguments."""
     tokens, experts = probs_TE.shape
-    place_TE = torch.logit(probs_TE, SMALLEST).mul_((LEVELS // 2) / SPAN)
-    one_TE = place_TE.mul(0.0).add_(1.0)  # NaN where there is one, which reaches the loss
-    middle_E = torch.arange(LEVELS // 2, LEVELS * experts, LEVELS, device=probs_TE.device)
-    level = place_TE.round_().nan_to_num_(0.0).long().add_(middle_E).view(-1)
-    count_N = table_2N.new_zeros(LEVELS * experts).scatter_add_(0, level, one_TE.view(-1))
-    rank_N = count_N.view(experts, LEVELS).cumsum(1).view(-1).sub_(count_N, alpha=0.5)  # less 1/2; mean of what ties
-    cdf_N, pdf_N = table_2N
-    gap_N = torch.sub(cdf_N, rank_N.add_(0.5), alpha=1 / (tokens + 1))
-    tie = 1 / (12 * (tokens + 1) ** 2)  # ranks of c that tie have the variance (c^2 - 1) / 12
-    square = (gap_N * gap_N).addcmul_(count_N, count_N, value=tie).dot(count_N)
-    grad_TE = gap_N.mul_(pdf_N).index_select(0, level).view(tokens, experts)
-    return square / level.numel() - tie, grad_TE, 2 / level.numel()
+    probs_ET = probs_TE.detach().T.contiguous()
+    rank_T = torch.arange(1, tokens + 1, dtype=probs_ET.dtype, device=probs_ET.device)
+    rank_ET = torch.empty_like(probs_ET).scatter_(1, order(probs_ET), rank_T.expand(experts, -1))
+    place_ET = torch.logit(probs_ET, SMALLEST).mul_((KNOTS // 2) / SPAN).add_(KNOTS // 2)
+    knot_ET = place_ET.floor().clamp_(0, KNOTS - 1)
+    between = place_ET.sub_(knot_ET).view(-1)  # NaN where there is one, which reaches the loss
+    row = knot_ET.nan_to_num_(0.0).long().add_(first_E1).view(-1)
+    cdf, rise, pdf, slope = table_4N.index_select(1, row)
+    gap = torch.addcmul(cdf, between, rise).sub_(rank_ET.view(-1), alpha=1 / (tokens + 1))
+    grad_ET = torch.addcmul(pdf, between, slope).mul_(gap).view(experts, tokens)
+    return gap.dot(gap) / gap.numel(), grad_ET.T, 2 / gap.numel()
+
+
+def order(rows_ET: torch.Tensor) -> torch.Tensor:
+    """Return the indices that sort each row of numbers that are not negative; equal ones keep their order.
+
+    torch sorts by comparing. On a CPU it takes a fifth of the time to sort by the low halves of the bits, then by the
+    high halves: float32 numbers are in the order of their bits, and numpy sorts 16 bits by counting.
+    """
+    if rows_ET.dtype != torch.float32 or rows_ET.device.type != "cpu":
+        return rows_ET.argsort(dim=1, stable=True)
+    bits_ET = rows_ET.view(torch.int32)
+    by_low_ET = _counted(bits_ET)
+    return by_low_ET.gather(1, _counted((bits_ET >> 16).gather(1, by_low_ET)))
+
+
+def _counted(bits_ET: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(np.argsort(bits_ET.numpy().astype(np.uint16), axis=1, kind="stable"))
 
 
 @lru_cache(maxsize=64)
-def tables(alpha_E: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Return CDF and clipped density of all marginals at all levels, one marginal after the other: [2, E * LEVELS]."""
+def tables(alpha_E: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tables of all different marginals, one after the other, and each expert's first column [E, 1].
+
+    The rows [4, N] are the CDF, its rise to the next knot, the clipped density, and its rise.
+    """
     if any(not 0 < alpha < math.inf for alpha in alpha_E):
         raise ValueError(
             f"dirichlet_prior_shaping: each alpha must be a positive number. Got {list(alpha_E)}. "
             "Give a choice that shall be rare a small one."
         )
     whole = math.fsum(alpha_E)
-    rows = np.concatenate([_beta(alpha, whole - alpha) for alpha in alpha_E], axis=1)
-    return torch.from_numpy(rows).to(device, dtype)
+    place = {alpha: KNOTS * index for index, alpha in enumerate(dict.fromkeys(alpha_E))}
+    rows = np.concatenate([_beta(alpha, whole - alpha) for alpha in place], axis=1)
+    first_E1 = torch.tensor([[place[alpha]] for alpha in alpha_E], device=device)
+    return torch.from_numpy(rows).to(device, dtype), first_E1
 
 
 @lru_cache(maxsize=256)
 def _beta(a: float, b: float) -> np.ndarray[Any, Any]:
     from scipy.stats import beta  # type: ignore[import-untyped]  # noqa: PLC0415  # comes with scikit-learn
 
-    logit = np.linspace(-SPAN, SPAN, LEVELS)
+    logit = np.linspace(-SPAN, SPAN, KNOTS)
     p, rest = 1 / (1 + np.exp(-logit)), 1 / (1 + np.exp(logit))
-    cdf = np.where(logit < 0, beta.cdf(p, a, b), beta.sf(rest, b, a))  # 1 - p has no digits left near p = 1
-    return np.stack([cdf, np.clip(beta.pdf(p, a, b), *DENSITY)])
+    cdf = np.where(logit < 0, beta.cdf(p, a, b), beta.sf(rest, b, a))  # 1 - p has few digits left near p = 1
+    pdf = np.clip(beta.pdf(p, a, b), *DENSITY)
+    return np.stack([cdf, np.diff(cdf, append=cdf[-1:]), pdf, np.diff(pdf, append=pdf[-1:])])
 
 
 @cache
@@ -105,8 +125,8 @@ def _function() -> Any:
 
     class DirichletPriorShaping(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, probs_TE: torch.Tensor, table_2N: torch.Tensor) -> torch.Tensor:
-            loss, grad_TE, ctx.factor = shaped(probs_TE, table_2N)
+        def forward(ctx: Any, probs_TE: torch.Tensor, table_4N: torch.Tensor, first_E1: torch.Tensor) -> torch.Tensor:
+            loss, grad_TE, ctx.factor = shaped(probs_TE, table_4N, first_E1)
             ctx.save_for_backward(grad_TE)
             return loss
 
@@ -114,6 +134,6 @@ def _function() -> Any:
         @torch.autograd.function.once_differentiable
         def backward(ctx: Any, outer: torch.Tensor) -> Any:
             (grad_TE,) = ctx.saved_tensors
-            return grad_TE * (ctx.factor * outer), None
+            return grad_TE * (ctx.factor * outer), None, None
 
     return DirichletPriorShaping

@@ -29,7 +29,7 @@ class Dpsl(RouterLoss):
     Reference: Mirvakhabova et al. 2025, Dirichlet-Prior Shaping: Guiding Expert Specialization in Upcycled MoEs,
         arXiv 2510.01185.
     Deviates: the distance to the prior is that of the authors' Batch-Shaping (Ehteshami Bejnordi et al. 2019,
-        arXiv 1907.06627), with the mean over experts; ranks by counting, to 0.0135 in the logit of a probability.
+        arXiv 1907.06627), with the mean over experts.
 
     Args:
         weight: factor in the training loss.
