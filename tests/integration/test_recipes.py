@@ -201,6 +201,28 @@ def test_a_dense_model_is_trained_without_losses(moes: Path, tmp_path: Path) -> 
     assert "must have MoE layers" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--losses", "dpsl", "--dpsl.priors", "1,1;1,1"], 2, "one alpha for each of the 4 experts. Got 2 in group 0"),
+        (["--held-out", "1.5"], 2, "held_out: it must be a share from 0 to below 1. Got 1.5"),
+        (["--losses", "loss_free_bias"], 1, "must have a bias"),
+        (["--steps", "0"], 1, "steps: it must be at least 1"),
+        (["--window", "4000"], 1, "must fill a window of 64 tokens"),
+    ],
+)
+def test_what_does_not_suit_the_model_is_one_message(
+    words: list[str], code: int, says: str, moes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "data.txt").write_text("the fox runs")
+    base = ("train", "continued_pretraining", moes / "llama", "--out", tmp_path / "run", "--data")
+    data = tmp_path / "data.txt" if "--window" in words else texts(tmp_path)
+    found, out, err = said(*base, data, *(words if "--window" in words else ["--window", "16", *words]))
+    assert (found, out) == (code, "")
+    assert says in err.replace("\n", " ")
+    assert "Traceback" not in err
+
+
 def test_an_interrupted_run_goes_on(moes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FRAGILE", str(tmp_path / "fragile"))
     (tmp_path / "own.py").write_text(OWN)

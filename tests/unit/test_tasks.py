@@ -245,6 +245,22 @@ def test_pairs_are_compared_by_the_models_own_loss(models: Path, tmp_path: Path)
     assert batch(long.prepare(models / "clip", 0), 2)["input_ids"].shape == (2, 24)
 
 
+def test_siglip_reads_texts_filled_up_without_a_mask(models: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": pico.VOCAB, "max_position_embeddings": 12}
+    config = transformers.SiglipConfig(text_config=text, vision_config={**sizes, "image_size": 16, "patch_size": 8})
+    transformers.SiglipModel(config).save_pretrained(tmp_path)
+    pico.save_tokenizer(tmp_path, bert=True)
+    settings = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    pairs = [{"image": pico.picture(n), "text": pico.text(3, n)} for n in range(5)]
+    prepared = Contrastive(pairs).prepare(tmp_path, 0)
+    made = batch(prepared, 3)
+    assert made["input_ids"].shape == (3, 12)
+    assert "attention_mask" not in made
+    assert loss(prepared, made).isfinite()
+
+
 def test_an_encoder_becomes_a_classifier_of_the_folders(models: Path, tmp_path: Path) -> None:
     data = images(tmp_path)
     prepared = Classification(data).prepare(models / "vit", 3)

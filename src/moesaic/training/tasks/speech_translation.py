@@ -123,12 +123,13 @@ class _Prompts:
     def ids(self, reader: TextReader, values: Mapping[str, Any]) -> tuple[tuple[int, ...], int]:
         """Return the ids of prompt, text and end, and how many the prompt has."""
         vocabulary = self.tokenizer.get_vocab()
-        given = [self.start]
+        given, text = [self.start], str(values["text"]).strip()
         if START in vocabulary:
+            text = f" {text}"  # as Whisper was trained
             words = (f"<|{values['language']}|>", f"<|{self.asks}|>", "<|notimestamps|>")
             given += [self._known(word, vocabulary) for word in words]
         end = self.tokenizer.eos_token_id
-        return (*given, *reader.ids(str(values["text"]).strip()), *([] if end is None else [end])), len(given)
+        return (*given, *reader.ids(text), *([] if end is None else [end])), len(given)
 
     def _known(self, word: str, vocabulary: Mapping[str, int]) -> int:
         if word in vocabulary:
