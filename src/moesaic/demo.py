@@ -1,10 +1,12 @@
-"""The demo: a real model, upcycled, certified, and asked the same questions as its dense parent."""
+"""The demo: a real model, upcycled, certified, asked questions, and trained beside its dense parent."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics  # chapters of Python's manual, in every Python
 from typing import Any
 
 from moesaic.api import Progress, upcycled
@@ -12,40 +14,82 @@ from moesaic.certification import Certificate, SplicedCertificate
 from moesaic.checkpoints.dense import read_json
 from moesaic.checkpoints.sources import resolve
 from moesaic.convert import Options, Writing
+from moesaic.errors import TrainingError
 from moesaic.experts.spri import Spri
 from moesaic.informing import Knowledge
 from moesaic.lazy import torch
+from moesaic.losses.dpsl import Dpsl
 from moesaic.modeling.loading import load
+from moesaic.recipes.continued_pretraining import continued_pretraining
+from moesaic.running import Trained, train
 from moesaic.spec import Layers, MoESpec
+from moesaic.training.recipe import Recipe, Training
+from moesaic.training.stages import two_stages
 
 SOURCE = "smollm2-135m"
 PROMPTS = ("The capital of France is", "The opposite of hot is", "Once upon a time, there was a")
 NEW_TOKENS = 12
+WINDOW = 128
+TRAINING = Training(steps=16, batch_size=4, learning_rate=1e-4, log_every=4, evaluate_every=8, trackers=())
+"""8,192 tokens: a minute for the MoE on two cores."""
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo made: the folder, the certificate, and (prompt, dense answer, MoE answer) rows."""
+    """What the demo made.
+
+    Args:
+        folder: the upcycled model. certificate: of step 0. answers: (prompt, dense answer, MoE answer).
+        moe, dense: both models after the same training.
+    """
 
     folder: Path
     certificate: Certificate | SplicedCertificate
     answers: list[tuple[str, str, str]]
+    moe: Trained
+    dense: Trained
+
+    def losses(self) -> list[tuple[str, str, str]]:
+        """Return (model, held-out loss before training, after), nats per token."""
+        rows = (("dense", self.dense), ("MoE", self.moe))
+        return [
+            (name, *(f"{run.curve[place]['eval/loss']:.4f}" for place in (0, -1)))  # type: ignore[misc]
+            for name, run in rows
+        ]
 
 
 def run(out: Path, *, overwrite: bool, say: Callable[[str], None], progress: Progress) -> Demo:
-    """Upcycle SmolLM2-135M with SPRI: 8 experts, top-2, a shared expert, every 4th layer.
+    """Upcycle SmolLM2-135M with SPRI (8 experts, top-2, a shared expert, every 4th layer), then train it.
+
+    The MoE trains in two stages with DPSL, its dense parent without either, on the same tokens of Python's manual.
 
     Args:
         out: the folder to make. overwrite: replace an earlier demo. say, progress: told how far it is.
 
     Reference: Shan et al. 2026, SPRI, arXiv 2606.16456 (the paper's constants).
     """
+    if out.exists() and overwrite and not (out / "moe" / "moesaic.json").is_file():
+        raise TrainingError(
+            f"{out}: --overwrite must be given the folder of an earlier demo. It is none. Choose another."
+        )
+    if out.exists() and overwrite:
+        shutil.rmtree(out)
+    folder = out / "moe"
     options = Options(MoESpec(num_experts=8, top_k=2, layers=Layers("every:4")), Spri())
-    made = upcycled(SOURCE, out, options, Writing(overwrite=overwrite), Knowledge(), say=say, progress=progress)
+    made = upcycled(SOURCE, folder, options, Writing(), Knowledge(), say=say, progress=progress)
     assert made.certificate is not None
     dense = _answers(resolve(SOURCE), "answer (dense)", progress)
-    moe = _answers(out, "answer (MoE)", progress)
-    return Demo(out, made.certificate, list(zip(PROMPTS, dense, moe, strict=True)))
+    moe = _answers(folder, "answer (MoE)", progress)
+    recipes = (
+        _recipe(folder, out / "moe-run", losses=(Dpsl(),), stages=two_stages()),
+        _recipe(Path(SOURCE), out / "dense-run", losses=(), stages=()),
+    )
+    trained = [train(recipe, say=say, progress=progress) for recipe in recipes]
+    return Demo(folder, made.certificate, list(zip(PROMPTS, dense, moe, strict=True)), *trained)
+
+
+def _recipe(model: Path, out: Path, **objective: Any) -> Recipe:
+    return continued_pretraining(str(model), list(topics.values()), out, window=WINDOW, training=TRAINING, **objective)
 
 
 def _answers(folder: Path, stage: str, progress: Progress) -> list[str]:

@@ -162,7 +162,10 @@ def demo(args: list[str]) -> None:
         result = run(options.out, overwrite=options.overwrite, say=show.say, progress=bars)
     show.table("Certificate: dense against MoE, step 0", result.certificate.rows())
     show.table("The same prompts", result.answers, ("prompt", "dense", "MoE"))
-    show.OUT.print(f"Wrote {result.folder}: load it with transformers' AutoModelForCausalLM.from_pretrained.")
+    show.table("Training the MoE: two stages, DPSL", result.moe.rows())
+    title = f"Both trained on the same {result.moe.tokens:,} tokens"
+    show.table(title, result.losses(), ("model", "held-out loss before, nats per token", "after"))
+    show.OUT.print(f"Wrote {result.folder} and {result.moe.folder}: they load with transformers' from_pretrained.")
 
 
 def methods(args: list[str]) -> None:
