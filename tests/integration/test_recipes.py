@@ -201,6 +201,34 @@ def test_a_dense_model_is_trained_without_losses(moes: Path, tmp_path: Path) -> 
     assert "must have MoE layers" in err
 
 
+@pytest.mark.parametrize("name", sorted(CASES.keys() - {"image_text_contrastive"}))
+def test_a_step_does_not_depend_on_how_it_is_accumulated(name: str, moes: Path, tmp_path: Path) -> None:
+    """Contrastive training is left out: its loss compares what stands in one micro-batch."""
+    model, make, _ = CASES[name]
+    (tmp_path / "data").mkdir()
+    data, found = make(tmp_path / "data"), []
+    window = ["--window", "16"] if name == "continued_pretraining" else []
+    for batch, times in ((8, 1), (2, 4)):
+        words = [
+            "--steps",
+            "3",
+            "--batch-size",
+            batch,
+            "--accumulate",
+            times,
+            "--learning-rate",
+            "1e-2",
+            "--log-every",
+            "1",
+        ]
+        out = ("--out", tmp_path / f"run-{batch}", "--learning-rate", "1e-2", "--precision", "float32", "--json")
+        code, said_, err = said("train", name, moes / model, "--data", data, *out, *map(str, words), *window)
+        assert code == 0, err
+        found.append([row["loss"] for row in json.loads(said_)["losses"]])
+    # Float32 sums in another order; a loss scaled wrongly would be off by a factor of 4, or by the lengths of rows.
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

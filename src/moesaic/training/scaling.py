@@ -43,7 +43,7 @@ def scales(one: Pass, ranks: Ranks, size: int | None, *, ahead: bool, average: b
     if one.inputs.get(COUNT) is None:
         return Scales(float(ranks.size * (size or 1 if ahead else 1)), 1.0, 1.0)
     kappa = float(ranks.size if average else 1)
-    own = _share(one)
+    own = share(one.model, one.inputs)
     every = own if size is None else 1 / size
     if size is None and average:
         every = torch.as_tensor(own).clone()
@@ -51,13 +51,13 @@ def scales(one: Pass, ranks: Ranks, size: int | None, *, ahead: bool, average: b
     return Scales(ranks.size / kappa * (1 if ahead else every), every / kappa, own)
 
 
-def _share(one: Pass) -> float | torch.Tensor:
-    """Return the share of its step's labels that a pass has in this process."""
-    labels = _labels(one.model, one.inputs)
+def share(model: Any, inputs: Mapping[str, Any]) -> float | torch.Tensor:
+    """Return the share of its step's labels that a pass has in this process; 1 where it has none."""
+    labels = _labels(model, inputs)
     if labels is None:
         return 1.0
     dtype = torch.float32 if labels.device.type == "mps" else torch.float64
-    count = torch.as_tensor(one.inputs[COUNT], dtype=dtype, device=labels.device).max()
+    count = torch.as_tensor(inputs[COUNT], dtype=dtype, device=labels.device).max()
     return (labels != -100).sum().to(dtype) / count.clamp_min(1)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moesaic.errors import TrainingError, did_you_mean
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
+from moesaic.training.tasks.counting import count_labels
 from moesaic.training.tasks.models import open_model
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def _with_new_head(
             f"{folder}: all but a head must be loaded from the model. Got no match for {', '.join(wrong[:3])}. "
             f"Take a model whose weights fit {class_name}."
         )
+    count_labels(model)
     return model
 
 

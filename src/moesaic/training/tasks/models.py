@@ -15,6 +15,7 @@ from moesaic.errors import CalibrationError, TrainingError
 from moesaic.lazy import torch
 from moesaic.modeling.sections import SECTION, code_files
 from moesaic.observing import GROUPS
+from moesaic.training.tasks.counting import count_labels
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +41,9 @@ def open_model(folder: Path) -> PreTrainedModel:
     """Load a model in float32, stock or spliced."""
     from moesaic.modeling.loading import load  # noqa: PLC0415  # imports transformers
 
-    return load(folder, dtype=torch.float32)
+    model = load(folder, dtype=torch.float32)
+    count_labels(model)
+    return model
 
 
 def demand(model: PreTrainedModel, fits: bool, task: str, rule: str, otherwise: str) -> None:  # a check
