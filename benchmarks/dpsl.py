@@ -1,11 +1,11 @@
 """DPSL beside the same loss by scipy's Beta distribution, and beside the training step that it goes into.
 
-SmolLM2-135M upcycled in all of its 30 layers (8 experts, top-2, trained in float32 with moesaic's experts) reads 2,048
+SmolLM2-135M upcycled in all of its 30 layers (8 experts, top-2, with moesaic's computation of experts) reads 2,048
 tokens of built-in text. The loss and its gradient are taken on the routing of that pass: by scipy as methods have it,
 one Beta per expert on sorted columns; by moesaic without and with autograd; and from the logits of all layers, as it
 goes into the step. One thread, CPU time, all in turn, minimum over the rounds.
 
-    python benchmarks/dpsl.py [--rounds 5] [--tokens 2048] [--alpha 0.25]
+    python benchmarks/dpsl.py [--rounds 5] [--tokens 2048] [--alpha 0.25] [--dtype float32]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from measure import machine, table
 from moesaic.api import upcycle
 from moesaic.certification.text import Text
 from moesaic.checkpoints.sources import resolve
+from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.losses.dirichlet_prior import dirichlet_prior_shaping, shaped, tables
 from moesaic.losses.dpsl import Dpsl
 from moesaic.modeling import stock
@@ -51,9 +53,9 @@ def by_scipy(probs_TE: Tensor, alpha_E: Sequence[float]) -> tuple[Tensor, Tensor
     return torch.tensor(np.square(gap_TE).mean()), torch.empty_like(grad).scatter_(0, order_TE, grad)
 
 
-def upcycled(folder: Path) -> torch.nn.Module:
-    upcycle(SOURCE, folder, MoESpec(8, 2), certify=False)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+def upcycled(folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+    upcycle(SOURCE, folder, MoESpec(8, 2, shared_expert=False), experts=SparseUpcycling(), certify=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     model.set_experts_implementation(stock.NAME)
     return model.train()
 
@@ -80,12 +82,13 @@ def seconds(function: Callable[[], object], turns: int) -> float:
 
 
 def rows(folder: Path, given: argparse.Namespace) -> Iterator[list[str]]:
-    model = upcycled(folder)
+    model = upcycled(folder, getattr(torch, given.dtype))
     ids_BS = ids(model, given.tokens)
     with torch.no_grad():
         logits = model(input_ids=ids_BS, output_router_logits=True, use_cache=False).router_logits
     logits = [logits_TE.float().requires_grad_() for logits_TE in logits]
     probs = [logits_TE.detach().softmax(-1).requires_grad_() for logits_TE in logits]
+    routed = [Routing.from_logits(logits_TE.detach(), top_k=2) for logits_TE in logits]
     alpha_E, loss = (given.alpha,) * probs[0].shape[1], Dpsl(alpha=given.alpha, max_tokens=max(32, given.tokens))
     _agree([by_scipy(p.detach(), alpha_E) for p in probs], [_ours(p.detach(), alpha_E) for p in probs])
     layers: dict[str, Callable[[], object]] = {
@@ -94,8 +97,8 @@ def rows(folder: Path, given: argparse.Namespace) -> Iterator[list[str]]:
         "the same, through autograd": lambda: torch.autograd.grad(
             [dirichlet_prior_shaping(p, alpha_E) for p in probs], probs
         ),
-        "`Dpsl` from the router's logits": lambda: torch.autograd.grad(
-            [loss.loss(Routing.from_logits(x, top_k=2)) for x in logits], logits
+        "`Dpsl` from the router's logits, softmax included": lambda: torch.autograd.grad(
+            [loss.loss(replace(one, probs_TE=x.softmax(-1))) for one, x in zip(routed, logits, strict=True)], logits
         ),
     }
     turns = {name: FAST if "scipy" not in name else 2 for name in layers}
@@ -129,10 +132,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--alpha", type=float, default=0.25)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     given = parser.parse_args()
     torch.set_num_threads(1)
     stock.register()
-    print(f"{machine()}, torch {torch.__version__}, one thread; {SOURCE} 8x top-2, {given.tokens} tokens\n")
+    what = f"{SOURCE} 8x top-2 in {given.dtype}, {given.tokens} tokens"
+    print(f"{machine()}, torch {torch.__version__}, one thread; {what}\n")
     with tempfile.TemporaryDirectory() as folder:
         head = ("all 30 layers", "CPU ms", "times faster than scipy", "of a step")
         print(table(head, rows(Path(folder) / "moe", given)))
