@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import torch
-from tests.integration.training_pico import Toy, recipe
+from tests.integration.training_pico import Breaking, Toy, recipe
 
 from moesaic.calibration.ranks import join
+from moesaic.errors import TrainingError
 from moesaic.running import train
 
 WAYS = ("data", "fsdp2", "experts")
@@ -30,7 +31,19 @@ def run(model: Path, out: Path, parallel: str) -> None:
     train(given, resume=True)
 
 
+def break_down(model: Path, out: Path) -> None:
+    """Train until a number of process 1 is none, and write down what is said of it."""
+    given = recipe(
+        model, out / "broken", task=Breaking(after=2, rank=1), parallel="experts", accumulate=1, stages=(), teacher=None
+    )
+    try:
+        train(given)
+    except TrainingError as error:
+        (out / f"message-{join().rank}").write_text(str(error))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for way in sys.argv[3:] or WAYS:
+    for way in WAYS:
         run(Path(sys.argv[1]), Path(sys.argv[2]) / way, way)
+    break_down(Path(sys.argv[1]), Path(sys.argv[2]))

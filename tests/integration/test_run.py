@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.integration import pico, spliceable
-from tests.integration.training_pico import Toy, recipe, save_mixtral
+from tests.integration.training_pico import Breaking, Toy, recipe, save_mixtral
 from torch.testing import assert_close
 
 import moesaic
@@ -135,22 +136,7 @@ def test_a_spliced_model_trains_and_loads_as_before(tmp_path: Path) -> None:
 
 
 def test_a_nan_stops_the_run_before_it_spreads(model: Path, tmp_path: Path) -> None:
-    """A router breaks after step 3; the message names step, examples, layer and the checkpoint that is good."""
-
-    @dataclass(frozen=True)
-    class Breaking(Toy):
-        def prepare(self, folder: Path, seed: int) -> Prepared:
-            made = super().prepare(folder, seed)
-            steps = 0
-
-            def broken(module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor | None:
-                nonlocal steps
-                steps += module.training and torch.is_grad_enabled()
-                return output * torch.nan if steps > 3 else None
-
-            made.model.model.layers[1].mlp.experts.register_forward_hook(broken)
-            return made
-
+    """Experts break after step 3; the message names step, examples, layer and the checkpoint that is good."""
     given = recipe(model, tmp_path / "run", task=Breaking(), **{**PLAIN, "save_every": 2})
     with pytest.raises(TrainingError) as caught:
         train(given)
@@ -288,7 +274,10 @@ def test_several_processes_are_asked_for_by_name(model: Path, tmp_path: Path) ->
 
 
 def test_two_processes_share_a_model_in_three_ways(tmp_path: Path) -> None:
-    """DDP, FSDP2 and expert parallelism take the same steps, and each goes on from a checkpoint to the same bits."""
+    """DDP, FSDP2 and expert parallelism take the same steps, and each goes on from a checkpoint to the same bits.
+
+    A process in which something breaks is named by both.
+    """
     # Without dropout, which each process draws for itself.
     moe = save_mixtral(tmp_path / "moe", attention_dropout=0.0)
     script = Path(__file__).with_name("run_ranks.py")
@@ -309,6 +298,11 @@ def test_two_processes_share_a_model_in_three_ways(tmp_path: Path) -> None:
             # Six steps of float32 whose sums over processes and experts are taken in another order.
             assert_close(whole[name], tensor, rtol=0, atol=2e-6)
         assert (tmp_path / "out" / way / "model" / "config.json").read_bytes() == (moe / "config.json").read_bytes()
+    messages = [(tmp_path / "out" / f"message-{rank}").read_text() for rank in range(2)]
+    assert messages[0] == messages[1]
+    assert re.search(
+        r"At step 3 they did not on examples \d+, \d+ \(process 1\).* output of model\.layers\.1\.mlp\.exp", messages[0]
+    )
 
 
 def test_losses_are_those_of_the_recipe(model: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,15 +25,14 @@ VOCABULARY = 64
 
 @dataclass(frozen=True)
 class Toy:
-    """Next-token prediction on a text of arithmetic steps.
+    """Next-token prediction on arithmetic sequences.
 
     Args:
-        count: examples. length: tokens of each. poison: index of an example whose labels make no number.
+        count, held_out: examples. length: tokens of the longest.
     """
 
     count: int = 24
     length: int = 12
-    poison: int = -1
     held_out: int = 4
 
     def prepare(self, folder: Path, seed: int) -> Prepared:
@@ -47,6 +47,31 @@ class Toy:
             groups=("even", "odd"),
             save=_nothing,
         )
+
+
+@dataclass(frozen=True)
+class Breaking(Toy):
+    """A model whose second layer's experts give no number from some pass on.
+
+    Args:
+        after: training passes that are fine. rank: the process in which it happens.
+    """
+
+    after: int = 3
+    rank: int = 0
+
+    def prepare(self, folder: Path, seed: int) -> Prepared:
+        made = super().prepare(folder, seed)
+        passes = 0
+
+        def broken(module: torch.nn.Module, _args: object, output: torch.Tensor) -> torch.Tensor | None:
+            nonlocal passes
+            passes += module.training and torch.is_grad_enabled()
+            here = self.rank == int(os.environ.get("RANK", "0"))
+            return output * torch.nan if here and passes > self.after else None
+
+        made.model.get_submodule("model.layers.1.mlp.experts").register_forward_hook(broken)
+        return made
 
 
 def _row(index: int, length: int) -> list[int]:

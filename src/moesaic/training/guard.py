@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,22 @@ class Micro:
 
     inputs: Mapping[str, Any]
     examples: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is not finite.
+
+    Args:
+        order: of blame; a smaller one comes before. what: in words. examples: of its micro-batch; empty where unknown.
+    """
+
+    order: int
+    what: str
+    examples: str = ""
+
+
+TOO_LARGE = Fault(5, "the norm of the gradient, too large for its dtype")
 
 
 @dataclass
@@ -69,62 +86,58 @@ class Guard:
             judged = judged.to(self._loss.device) + self._loss
         if bool(judged.isfinite()):
             return
-        found = next(filter(None, ranks.each(self._found(terms, ranks))), None)
-        what, micro = found or ("the gradient, in no module's output; its norm is too large for float32", "")
+        fault = min(ranks.each(self._fault(terms, ranks)), key=lambda one: one.order)
+        micro = f" on examples {fault.examples}" if fault.examples else ""
         good = checkpoints(run)
         kept = f"The last good checkpoint is {good[-1]}." if good else "No checkpoint was written yet; set save_every."
         raise TrainingError(
             f"training: loss and gradients must stay finite. At step {step} they did not{micro}; first not finite: "
-            f"{what}. The step was not taken. {kept} {REMEDY}"
+            f"{fault.what}. The step was not taken. {kept} {REMEDY}"
         )
 
-    def _found(self, terms: Callable[[], Mapping[str, float]], ranks: Ranks) -> tuple[str, str] | None:
-        """Return what went wrong, and on which examples."""
-        gradients = [
-            name for name, one in self.model.named_parameters() if one.grad is not None and not finite(one.grad)
-        ]
-        bad = [name for name, one in self.model.named_parameters() if not finite(one)]
-        if bad:
-            return f"the weight {bad[0]}, before the step", ""
-        values = {name: value for name, value in terms().items() if not torch.tensor(value).isfinite()}
+    def _fault(self, terms: Callable[[], Mapping[str, float]], ranks: Ranks) -> Fault:
+        """Return what went wrong first in this process; all run the same passes, since these may be collective."""
+        parameters = dict(self.model.named_parameters())
+        gradients = [name for name, one in parameters.items() if one.grad is not None and not finite(one.grad)]
+        bad = [name for name, one in parameters.items() if not finite(one)]
+        values = [name for name, value in terms().items() if not math.isfinite(value)]
         _restore(self._random)
-        for micro in self._micros:
-            what = self._run(micro)
-            if what:
-                place = f" (process {ranks.rank})" if ranks.size > 1 else ""
-                return what, f" on examples {', '.join(map(str, micro.examples))}{place}"
-        if values:
-            return f"the term {next(iter(values))} of the objective", ""
-        return (f"the gradient of {gradients[0]}", "") if gradients else None
+        seen = [self._seen(micro, ranks) for micro in self._micros]
+        if bad:
+            return Fault(0, f"the weight {bad[0]}, before the step")
+        others = [Fault(3, f"the term {name} of the objective") for name in values]
+        others += [Fault(4, f"the gradient of {name}") for name in gradients]
+        return min((*filter(None, seen), *others, TOO_LARGE), key=lambda one: one.order)
 
-    def _run(self, micro: Micro) -> str | None:
-        """Return the first of a micro-batch's numbers that is not finite: input, module's output, loss, gradient."""
-        for name, value in micro.inputs.items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and not finite(value):
-                return f"the input {name}"
-        found: list[str] = []
-        with watched(self.model, found):
+    def _seen(self, micro: Micro, ranks: Ranks) -> Fault | None:
+        """Run a micro-batch again, and return what is not finite: input, module's output, loss, gradient."""
+        inputs = [name for name, value in micro.inputs.items() if any(not finite(x) for x in _tensors(value))]
+        outputs: list[str] = []
+        grads: list[str] = []
+        with watched(self.model, outputs, grads):
             loss = self.forward(micro.inputs)
-            if found:
-                return found[0]
-            if not finite(loss):
-                return "the loss itself (a batch without labels has none)"
+            lost = [] if finite(loss) else ["the loss itself (a batch without labels has none)"]
             loss.backward()
-        return found[0] if found else None
+        forward = [*(f"the input {name}" for name in inputs), *outputs, *lost]
+        if not (forward or grads):
+            return None
+        place = f" (process {ranks.rank})" if ranks.size > 1 else ""
+        examples = ", ".join(map(str, micro.examples)) + place
+        return Fault(1, forward[0], examples) if forward else Fault(2, grads[0], examples)
 
 
 @contextmanager
-def watched(model: torch.nn.Module, found: list[str]) -> Iterator[None]:
-    """Note outputs of modules that are not finite, then gradients at them, innermost module first."""
+def watched(model: torch.nn.Module, outputs: list[str], grads: list[str]) -> Iterator[None]:
+    """Note outputs of modules that are not finite, innermost module first, and gradients at those that are."""
 
     def look(path: str) -> Callable[..., None]:
         def came(_module: Any, _args: Any, output: Any) -> None:
             for tensor in _tensors(output):
                 if not finite(tensor):
-                    found.append(f"the output of {path}")
+                    outputs.append(f"the output of {path}")
                 elif tensor.requires_grad:
                     tensor.register_hook(
-                        lambda grad: None if finite(grad) else found.append(f"the gradient at the output of {path}")
+                        lambda grad: None if finite(grad) else grads.append(f"the gradient at the output of {path}")
                     )
 
         return came
