@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from moesaic.certification import Certificate, certify
     from moesaic.convert import Writing
     from moesaic.modeling.loading import load
-    from moesaic.running import Trained, train
     from moesaic.observing import observe
+    from moesaic.running import Trained, train
     from moesaic.spec import Layers, MoESpec
 
 _HOMES = {

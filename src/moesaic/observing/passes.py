@@ -86,7 +86,7 @@ class Observer:
     def __init__(self, model: torch.nn.Module, told: Callable[[Pass], Any]) -> None:
         self.model = inner(model)
         self.blocks = moe_blocks(self.model)
-        self._told = told
+        self.told = told
         self._deliver = torch.compiler.disable(self._close)  # losses are no part of a compiled model
         self._names = tuple(inspect.signature(self.model.forward).parameters)
         self._forget()
@@ -107,6 +107,10 @@ class Observer:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def tells(self, kind: type[Any]) -> bool:
+        """Whether a method of such an object is told."""
+        return isinstance(getattr(self.told, "__self__", None), kind)
 
     def _forget(self) -> None:
         self._open = False
@@ -159,7 +163,7 @@ class Observer:
         )
         one = Pass(self.model, self._inputs, self._groups, seen, output)
         self._forget()
-        return self._told(one)
+        return self.told(one)
 
     def _seen(self, shape: tuple[int, ...], logits: torch.Tensor, index: int, *choice: torch.Tensor) -> Seen:
         rows = math.prod(shape)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from moesaic.calibration.ranks import Ranks
@@ -16,8 +15,10 @@ from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
 from moesaic.observing import Observer, Pass
 from moesaic.routing import Routing
 from moesaic.training.balancing import choice_bias, prepare_choice_bias
+from moesaic.training.expected import Step, run_ahead
 from moesaic.training.gradients import Graded, graded
 from moesaic.training.pooling import joined, pool
+from moesaic.training.refusals import refuse_pooled_loss, refuse_unreachable_routers, unclaimed, untrained
 from moesaic.training.scaling import COUNT, Scales, scales
 from moesaic.training.steps import AfterStep
 
@@ -36,15 +37,6 @@ class Part(Protocol):
 
         Each is a mean over the labelled tokens of a pass, and counts in a step as the model's own loss does.
         """
-
-
-@dataclass
-class _Step:
-    """The optimizer step to come: its micro-batches, the losses of all of them where known ahead, and passes so far."""
-
-    size: int
-    ahead: Graded | None = None
-    done: int = 0
 
 
 class RouterObjective:
@@ -89,7 +81,7 @@ class RouterObjective:
         self._after_step: AfterStep | None = None
         self._routed: dict[str, list[Routing]] = defaultdict(list)
         self._collected: list[tuple[Routing, ...]] | None = None
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._pending: torch.Tensor | None = None
         self._apart: list[torch.Tensor] | None = None
         self._outside: dict[str, Any] = {}
@@ -126,7 +118,7 @@ class RouterObjective:
         model = observer.model
         for hook in model._forward_hooks.values():  # noqa: SLF001  # torch has no public list of them
             owner = getattr(hook, "__self__", None)
-            if isinstance(owner, Observer) and owner is not observer and _is_objective(owner):
+            if isinstance(owner, Observer) and owner is not observer and owner.tells(RouterObjective):
                 raise ObjectiveError(
                     f"{type(model).__name__}: a model must have one objective. Got a second. Give all losses "
                     "to one RouterObjective, or detach() the first."
@@ -165,35 +157,20 @@ class RouterObjective:
         Raises:
             ObjectiveError: where the step before is not done, or the model is not in training mode.
         """
-        if self._step is not None and 0 < self._step.done < self._step.size:
-            raise _incomplete(self._step)
-        self._step = _Step(len(batches))
-        if len(batches) > 1 and self.whole_batch and (self.routing_losses or self.balancers):
-            self._step.ahead = self._graded([routing for one in self._ahead(batches) for routing in one])
-
-    def _ahead(self, batches: Sequence[Mapping[str, Any]]) -> list[tuple[Routing, ...]]:
-        """Return what the routers will do, and leave random numbers as they were."""
-        model = self._attached().model
-        drops = {COUNT}
-        extra: dict[str, Any] = {}
-        if "logits_to_keep" in inspect.signature(model.forward).parameters:  # routers don't need the vocabulary
-            drops, extra = {COUNT, "labels", "shift_labels"}, {"logits_to_keep": 1}
-        self._collected = []
-        state, on_device = torch.get_rng_state(), _cuda_states()
+        observer = self._attached()
+        if self._step is not None:
+            self._step.finish()
+        self._step = Step(len(batches))
+        if len(batches) < 2 or not self.whole_batch or not (self.routing_losses or self.balancers):
+            return
+        self._collected = found = list[tuple[Routing, ...]]()
         try:
-            with torch.no_grad():
-                for batch in batches:
-                    assert self._model is not None
-                    self._model(**{name: value for name, value in batch.items() if name not in drops}, **extra)
-            found = self._collected
+            run_ahead(self._model, observer.model, batches)
         finally:
             self._collected = None
-            torch.set_rng_state(state)
-            if on_device:
-                torch.cuda.set_rng_state_all(on_device)
         if len(found) != len(batches):
             raise ObjectiveError("objective: expect() must be called in training mode. Call model.train() first.")
-        return found
+        self._step.ahead = self._graded([routing for one in found for routing in one])
 
     def pending(self) -> torch.Tensor:
         """Return the terms of the last pass, for a loop that computes the model's loss itself.
@@ -239,13 +216,9 @@ class RouterObjective:
         trained_on, self._trained_on = self._trained_on, None
         step, self._step = self._step, None
         if trained_on is False:
-            raise ObjectiveError(
-                "objective: its loss must be trained on. The optimizer made a step to which no backward brought it, so "
-                "the trainer has a loss of its own (TRL, label smoothing, compute_loss_func). Call "
-                "moesaic.training.trainers.install(trainer, objective), or add objective.pending() to your loss."
-            )
-        if step is not None and 0 < step.done < step.size:
-            raise _incomplete(step)
+            raise untrained()
+        if step is not None:
+            step.finish()
         if step is not None and step.done == 0:
             self._step = step  # it is for the next one
             return
@@ -271,11 +244,7 @@ class RouterObjective:
         if not torch.is_grad_enabled():
             return None
         if self._pending is not None:
-            raise ObjectiveError(
-                "objective: its loss must be trained on. The last output of the model had no loss to add it to, and "
-                "nobody asked for pending(). Let the model compute its loss from labels (no label smoothing or loss "
-                "function of the trainer's), or add objective.pending() to yours."
-            )
+            raise unclaimed()
         self.passes += 1
         if self._apart is not None:
             self._apart.append(self._awaited(self._extra(replace(one, inputs={**one.inputs, **self._outside}))))
@@ -296,11 +265,8 @@ class RouterObjective:
     def _extra(self, one: Pass) -> torch.Tensor:
         """Return what this pass adds to the loss."""
         step, ranks = self._step, _ranks()
-        if step is not None and step.done == step.size:
-            raise ObjectiveError(
-                f"objective: the step must have the {step.size} passes that expect() was told of. Got another "
-                "before the optimizer's step. Call expect() with all micro-batches of a step, each time."
-            )
+        if step is not None:
+            step.go_on()
         ahead = None if step is None else step.ahead
         by = scales(
             one,
@@ -312,9 +278,8 @@ class RouterObjective:
         total = self._means(one, by)
         if self.routing_losses or self.balancers:
             now = ahead or self._graded(one.routings)
-            for seen, routing in zip(one.seen, one.routings, strict=True):
-                if seen.block.router_weight.requires_grad and not routing.logits_TE.requires_grad:
-                    raise _unreachable(one, routing)
+            refuse_unreachable_routers(one)
+            for routing in one.routings:
                 total = total + now.carried(routing, by.grads).to(total.device)
             for name, value in now.values.items():
                 self._note(name, value)
@@ -361,22 +326,6 @@ class RouterObjective:
         return None
 
 
-def refuse_pooled_loss(model: torch.nn.Module) -> None:
-    """Refuse a model that adds transformers' balancing loss, pooled over layers, to its own.
-
-    Raises:
-        ObjectiveError: where it does.
-    """
-    config: Any = getattr(model, "config", None)
-    settings: Any = config if config is None else config.get_text_config()
-    if getattr(settings, "output_router_logits", False) and getattr(settings, "router_aux_loss_coef", 0.0):
-        raise ObjectiveError(
-            "objective: the model's own balancing loss must be off. Its config has output_router_logits on, with "
-            f"router_aux_loss_coef {settings.router_aux_loss_coef}. Set output_router_logits to False; TRL's trainers "
-            "set it by themselves, unless their config has router_aux_loss_coef=0.0."
-        )
-
-
 def whole(parameter: torch.Tensor) -> torch.Tensor:
     """Return a parameter in one piece, where FSDP2 or tensor parallelism has cut it; gradients flow back."""
     from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
@@ -384,30 +333,8 @@ def whole(parameter: torch.Tensor) -> torch.Tensor:
     return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
 
 
-def _is_objective(observer: Observer) -> bool:
-    return isinstance(getattr(observer._told, "__self__", None), RouterObjective)  # noqa: SLF001  # of its owner
-
-
-def _incomplete(step: _Step) -> ObjectiveError:
-    return ObjectiveError(
-        f"objective: the step must have the {step.size} passes that expect() was told of. Got {step.done}. Call "
-        "expect() with all micro-batches of a step and no others; after an interruption, detach() and attach() anew."
-    )
-
-
-def _unreachable(one: Pass, routing: Routing) -> ObjectiveError:
-    return ObjectiveError(
-        f"{type(one.model).__name__}: gradients must reach the router of {routing.layer}. They do not, since its first "
-        "run was without them. Choose gradient checkpointing with use_reentrant=False."
-    )
-
-
 def _ranks() -> Ranks:
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
         return Ranks()
     return Ranks(distributed.get_rank(), distributed.get_world_size())
-
-
-def _cuda_states() -> list[torch.Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

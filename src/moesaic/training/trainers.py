@@ -10,7 +10,8 @@ from transformers import TrainerCallback
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.observing import GROUPS, inner
-from moesaic.training.objective import RouterObjective, refuse_pooled_loss
+from moesaic.training.objective import RouterObjective
+from moesaic.training.refusals import refuse_pooled_loss
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
