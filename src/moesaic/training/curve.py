@@ -17,7 +17,7 @@ from moesaic.observing import GROUPS, inner
 from moesaic.texts import builtin
 from moesaic.training.recipe import Prepared
 
-HELD_OUT = 2048
+HELD_OUT = 1024
 """Tokens on which the held-out loss is taken, about."""
 COMPARED = 512
 """Tokens on which the parent is compared, at most."""
@@ -34,12 +34,11 @@ class Curve:
     """Fixed batches, and what the parent made of the first of them.
 
     Args:
-        batches: arguments of the model's forward. labelled: whether a loss can be taken on them.
+        batches: arguments of the model's forward, labels among them.
         parents: the parent's output of each compared batch, float32 [N, C], real positions only. name: of that output.
     """
 
     batches: tuple[Batch, ...]
-    labelled: bool
     parents: list[torch.Tensor] = field(default_factory=list)
     name: str = ""
 
@@ -51,8 +50,8 @@ class Curve:
             folder: of the model, for its tokenizer.
         """
         if prepared.held_out is not None and len(prepared.held_out):
-            return cls(tuple(_held_out(prepared, batch_size)), labelled=True)
-        return cls(tuple(_passages(prepared.model, folder)), labelled=True)
+            return cls(tuple(_held_out(prepared, batch_size)))
+        return cls(tuple(_passages(prepared.model, folder)))
 
     def compare_with(self, parent: torch.nn.Module) -> str:
         """Run the parent; return why it can't be compared, or an empty string."""
@@ -68,35 +67,29 @@ class Curve:
 
     def measure(self, model: torch.nn.Module) -> dict[str, float]:
         """Return `eval/loss` (nats, mean over labels), and `eval/kl` (nats) or `eval/cosine_distance` to the parent."""
-        found: dict[str, float] = {}
+        is_kl = self.name.startswith("logits")
+        total, count = 0.0, 0
+        apart: list[torch.Tensor] = []
         with evaluating(model):
-            if self.labelled and self.batches:
-                found["eval/loss"] = self._loss(model)
-            ours = self._outputs(model) if self.parents else []
-            if ours and ours[0].shape == self.parents[0].shape:  # else the task gave the model another head
-                is_kl = self.name.startswith("logits")
-                pairs = zip(self.parents, ours, strict=True)
-                values_N = torch.cat([(_kl if is_kl else _distance)(one, two) for one, two in pairs])
-                found["eval/kl" if is_kl else "eval/cosine_distance"] = float(values_N.mean())
+            for number, batch in enumerate(self.batches):
+                output, size = _run(model, batch), _labels(model, batch)
+                total, count = total + float(output["loss"]) * size, count + size
+                parent_NC = self.parents[number] if number < len(self.parents) else None
+                if parent_NC is not None and isinstance(output.get(self.name), torch.Tensor):
+                    own_NC = _real(output[self.name].float(), batch, model)[: len(parent_NC)]
+                    if own_NC.shape == parent_NC.shape:  # else the task gave the model another head
+                        apart.append((_kl if is_kl else _distance)(parent_NC, own_NC))
+        found = {"eval/loss": total / count} if count else {}
+        if apart:
+            found["eval/kl" if is_kl else "eval/cosine_distance"] = float(torch.cat(apart).mean())
         return found
 
-    def _loss(self, model: torch.nn.Module) -> float:
-        total, count = 0.0, 0
-        for batch in self.batches:
-            labels = batch.get("labels")
-            size = int((labels[..., 1:] != -100).sum()) if isinstance(labels, torch.Tensor) and labels.ndim > 1 else 1
-            total += float(_run(model, batch)["loss"]) * size
-            count += size
-        return total / max(count, 1)
-
     def _outputs(self, model: torch.nn.Module) -> list[torch.Tensor]:
-        """Return the compared output of each batch, as many as may be held; the first batch decides which output."""
+        """Return the parent's output of each batch, as many as may be held; the first batch decides which output."""
         found: list[torch.Tensor] = []
         room = HELD
         tokens = COMPARED
-        for number, batch in enumerate(self.batches):
-            if self.parents and number == len(self.parents):
-                break
+        for batch in self.batches:
             output = _run(model, batch)
             if not self.name:
                 self.name = next((name for name in OUTPUTS if isinstance(output.get(name), torch.Tensor)), "")
@@ -104,8 +97,6 @@ class Curve:
                 return []
             rows_NC = _real(output[self.name].float(), batch, model)
             kept_NC = rows_NC[: min(tokens, room // rows_NC.shape[-1])]
-            if self.parents:
-                kept_NC = rows_NC[: len(self.parents[number])]
             found.append(kept_NC.clone())
             tokens, room = tokens - len(kept_NC), room - kept_NC.numel()
             if tokens <= 0 or room < rows_NC.shape[-1]:
@@ -134,6 +125,15 @@ def _run(model: torch.nn.Module, batch: Batch) -> Any:
     kept = {name: value for name, value in batch.items() if name != GROUPS and (takes_all or name in names)}
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
     return bare(**moved, return_dict=True)
+
+
+def _labels(model: torch.nn.Module, batch: Batch) -> int:
+    """Return how many labels the loss of a batch is a mean over."""
+    labels, config = batch.get("labels"), getattr(inner(model), "config", None)
+    if not isinstance(labels, torch.Tensor):
+        return 1
+    shifted = labels.ndim > 1 and not getattr(config, "is_encoder_decoder", False)
+    return int(((labels[..., 1:] if shifted else labels) != -100).sum())
 
 
 def _held_out(prepared: Prepared, batch_size: int) -> Iterator[Batch]:
