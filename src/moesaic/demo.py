@@ -30,7 +30,7 @@ SOURCE = "smollm2-135m"
 PROMPTS = ("The capital of France is", "The opposite of hot is", "Once upon a time, there was a")
 NEW_TOKENS = 12
 WINDOW = 128
-TRAINING = Training(steps=16, batch_size=4, learning_rate=1e-4, log_every=4, evaluate_every=8, trackers=())
+TRAINING = Training(steps=16, batch_size=4, learning_rate=1e-4, log_every=4, evaluate_every=8)
 """8,192 tokens: a minute for the MoE on two cores."""
 
 

@@ -40,6 +40,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "batch_size": ("4", 4),
     "accumulate": ("3", 3),
     "learning_rate": ("1e-4", 1e-4),
+    "router_learning_rate": ("1e-3", 1e-3),
     "schedule": ("cosine", "cosine"),
     "warmup": ("0.1", 0.1),
     "weight_decay": ("0.2", 0.2),

@@ -21,6 +21,7 @@ from moesaic.training.health import Health, LayerHealth, worst
 from moesaic.training.logbook import Logbook
 from moesaic.training.objective import RouterObjective
 from moesaic.training.progress import Progress, Say
+from moesaic.training.rates import set_apart
 from moesaic.training.recipe import Examples, Prepared, Training
 from moesaic.training.teacher import EnsembleTeacher
 
@@ -114,6 +115,13 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
         """The model inside whatever wraps it; adapters are a part of it."""
         whole: Any = self.model
         return inner(whole)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Make the optimizer; routers with a rate of their own get groups of their own."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.run.how.router_learning_rate is not None:
+            set_apart(optimizer, self.bare, self.run.how.router_learning_rate)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:
         return self.order

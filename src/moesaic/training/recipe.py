@@ -69,12 +69,14 @@ class Training:
     Args:
         steps: optimizer steps; None: as many as `epochs` make. epochs: passes over the data.
         batch_size: examples per device and micro-batch. accumulate: micro-batches per optimizer step.
-        learning_rate: at its peak. schedule: after warm-up. warmup: share of the steps. weight_decay: of matrices.
+        learning_rate: at its peak. router_learning_rate: that of the routers; None: the same. Losses that shape routing
+            within few steps need a higher one than pretrained weights bear.
+        schedule: after warm-up. warmup: share of the steps. weight_decay: of matrices.
         clip: norm to which gradients are clipped; 0: not at all.
         precision: of matrix products; weights and optimizer state stay float32.
         seed: of order, dropout and whatever else is drawn.
         log_every, evaluate_every, save_every: steps; 0: only at the end. keep: checkpoints kept.
-        trackers: where scalars go, of those that accelerate knows.
+        trackers: where scalars go beside log.jsonl: tensorboard, wandb, or another that accelerate knows.
         checkpointing: recompute activations in backward. compile: by torch.compile.
         parallel: what several processes under torchrun share: data (DDP), fsdp2 (weights too), experts.
         lora: rank of adapters on the experts, all else frozen; 0: train the weights themselves.
@@ -86,6 +88,7 @@ class Training:
     batch_size: int = 8
     accumulate: int = 1
     learning_rate: float = 2e-5
+    router_learning_rate: float | None = None
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.02
     weight_decay: float = 0.01
@@ -96,7 +99,7 @@ class Training:
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
-    trackers: tuple[str, ...] = ("tensorboard",)
+    trackers: tuple[str, ...] = ()
     checkpointing: bool = False
     compile: bool = False
     parallel: Literal["data", "fsdp2", "experts"] = "data"
