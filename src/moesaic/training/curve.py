@@ -124,7 +124,26 @@ def _run(model: torch.nn.Module, batch: Batch) -> Any:
     takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
     kept = {name: value for name, value in batch.items() if name != GROUPS and (takes_all or name in names)}
     moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
-    return bare(**moved, return_dict=True)
+    with _in_its_own_precision(bare):
+        return bare(**moved, return_dict=True)
+
+
+@contextmanager
+def _in_its_own_precision(bare: torch.nn.Module) -> Iterator[None]:
+    """Take off the autocast that accelerate puts around a forward.
+
+    The parent computes in float32, and an upcycled model is nearer to it than bfloat16 is.
+    """
+    own = vars(bare)
+    around, within = own.get("forward"), own.get("_original_forward")
+    if around is None or within is None:
+        yield
+        return
+    own["forward"] = within
+    try:
+        yield
+    finally:
+        own["forward"] = around
 
 
 def _labels(model: torch.nn.Module, batch: Batch) -> int:
