@@ -20,7 +20,7 @@ from moesaic.checkpoints.place import RECORD
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import MoesaicError, TrainingError
 from moesaic.training import settings
-from moesaic.training.checkpointing import read_json, write_json
+from moesaic.training.checkpointing import checkpoints, read_json, write_json
 from moesaic.training.logbook import NAME as LOG
 from moesaic.training.logbook import Logbook
 from moesaic.training.publishing import write_model
@@ -45,7 +45,7 @@ class Trained:
         folder: the trained model. certificate: against the dense parent, after training; None where that is gone.
         curve: step, and what was measured then: `eval/kl` or `eval/cosine_distance` to the parent, `eval/loss`.
         losses: step, and the mean training loss of the steps since the row before.
-        steps, tokens: of the whole run.
+        steps, tokens: of the whole run. is_regularised: whether the training loss has router losses in it.
     """
 
     folder: Path
@@ -54,6 +54,7 @@ class Trained:
     losses: tuple[tuple[int, float], ...]
     steps: int
     tokens: int
+    is_regularised: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return all of it, for machines."""
@@ -68,10 +69,12 @@ class Trained:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """Return the short table: quantity, value with its unit."""
+        """Return the short table: quantity, value with its unit; the certificate has one of its own."""
         table = [("steps", f"{self.steps:,}"), ("tokens", f"{self.tokens:,}")]
         if self.losses:
-            table.append(("training loss", f"{self.losses[0][1]:.4f} -> {self.losses[-1][1]:.4f}"))
+            first, last = self.losses[0], self.losses[-1]
+            name = "training loss, with router losses" if self.is_regularised else "training loss"
+            table.append((name, f"{first[1]:.4f} (to step {first[0]:,}) -> {last[1]:.4f}"))
         titles = {
             "eval/loss": "held-out loss",
             "eval/kl": "KL(dense || MoE), held-out",
@@ -80,9 +83,8 @@ class Trained:
         for key, title in titles.items():
             values = [row[key] for row in self.curve if key in row]
             if values:
-                table.append((title, f"{values[0]:.4g} -> {values[-1]:.4g}"))
-        if self.certificate:
-            table += [(f"after training: {key}", value) for key, value in self.certificate["summary"].items()]
+                form = ".4f" if key == "eval/loss" else ".2g"
+                table.append((title, f"{values[0]:{form}} -> {values[-1]:{form}}"))
         return table
 
 
@@ -113,6 +115,7 @@ def train(
     folder = resolve(recipe.model, progress=say if ranks.rank == 0 else None)
     source = DenseCheckpoint.open(folder)
     out = recipe.out.expanduser().absolute()
+    is_new = not out.exists()
     now = record(recipe, fingerprint(source), ranks.size)
     _together(ranks, lambda: _settle(out, folder, now, resume=resume, overwrite=overwrite))
     if (out / MODEL).is_dir():
@@ -120,7 +123,12 @@ def train(
     parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
     from moesaic.training.run import Place, run  # noqa: PLC0415  # imports transformers
 
-    finished = run(recipe, Place(folder, parent, out, resume), ranks, say, progress)
+    try:
+        finished = run(recipe, Place(folder, parent, out, resume), ranks, say, progress)
+    except (MoesaicError, ValueError):
+        if ranks.rank == 0:
+            _withdraw(out, is_new)
+        raise
     _publish(finished, source, parent, out, ranks, say, progress)
     return _told(out)
 
@@ -176,6 +184,15 @@ def _clear(out: Path) -> None:
         elif entry.name != NAME:
             entry.unlink()
     (out / NAME).unlink()
+
+
+def _withdraw(out: Path, is_new: bool) -> None:
+    """Remove a run that failed before it learned anything, so that it is in nobody's way once its fault is mended."""
+    if checkpoints(out) or any("loss" in row for row in Logbook(out / LOG, writes=False).rows()):
+        return
+    _clear(out)
+    if is_new:
+        out.rmdir()
 
 
 def _parent(recipe: Recipe, folder: Path, say: Say) -> Path | None:
@@ -245,8 +262,10 @@ def _record(source: Path, out: Path, finished: Finished) -> dict[str, Any]:
 def _certificate(
     parent: Path | None, source: DenseCheckpoint, beside: Path, made: Mapping[str, Any], say: Say, progress: Progress
 ) -> dict[str, Any] | None:
-    same = read_json(beside / "config.json")["architectures"] == source.config["architectures"]
-    if parent is None or not same or "spec" not in made:
+    if parent is None or "spec" not in made:
+        return None
+    if (now := read_json(beside / "config.json")["architectures"]) != source.config["architectures"]:
+        say(f"no certificate after training: the task made a {now[0]} of the model, which its dense parent is not.")
         return None
     try:
         found: Certificate | SplicedCertificate = certify(
@@ -281,6 +300,13 @@ def _told(out: Path) -> Trained:
     training = json.loads((out / MODEL / RECORD).read_text(encoding="utf-8"))["training"]
     rows = list(Logbook(out / LOG, writes=False).rows())
     losses = tuple((row["step"], row["loss"]) for row in rows if "loss" in row)
+    recipe = training["recipe"]
     return Trained(
-        out / MODEL, training["certificate"], tuple(_curve(rows)), losses, training["steps"], training["tokens"]
+        folder=out / MODEL,
+        certificate=training["certificate"],
+        curve=tuple(_curve(rows)),
+        losses=losses,
+        steps=training["steps"],
+        tokens=training["tokens"],
+        is_regularised=bool(recipe["losses"] or recipe["teacher"]),
     )

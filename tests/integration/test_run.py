@@ -25,6 +25,7 @@ import moesaic
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.errors import ObservationError, TrainingError
 from moesaic.experts.sparse_upcycling import SparseUpcycling
+from moesaic.losses.dpsl import Dpsl
 from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.running import train
 from moesaic.training.checkpointing import checkpoints
@@ -200,12 +201,31 @@ def test_bfloat16_is_near_float32(model: Path, tmp_path: Path) -> None:
     assert {tensor.dtype for tensor in kept.values()} == {torch.float32}
 
 
+def test_the_curve_is_measured_in_float32_whatever_trains(converted: Path, tmp_path: Path) -> None:
+    first = [
+        train(recipe(converted, tmp_path / name, precision=name, **{**PLAIN, "steps": 1})).curve[0]["eval/kl"]
+        for name in ("float32", "bfloat16")
+    ]
+    assert first[0] == first[1]  # bfloat16 moves outputs further than upcycling does
+
+
+def test_a_run_that_fails_before_it_learns_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    priors = Dpsl(priors=((1.0, 0.5), (0.5, 1.0)))  # of 2 experts
+    with pytest.raises(ValueError, match="one alpha for each"):
+        train(recipe(model, tmp_path / "run", losses=(priors,), **PLAIN))
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(TrainingError, match="an example for each process"):
+        train(recipe(model, tmp_path / "mine", task=Toy(count=0), **PLAIN))
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_a_dense_model_trains_without_losses_alone(converted: Path, tmp_path: Path) -> None:
     dense = converted.parent / "llama"
     made = train(recipe(dense, tmp_path / "run", **{**PLAIN, "losses": ()}))
     assert made.curve[-1]["eval/loss"] < made.curve[0]["eval/loss"]
     assert places(made.folder) == places(dense)
-    with pytest.raises(ObservationError, match="must have MoE layers"):
+    with pytest.raises(ObservationError, match=r"must have MoE layers.*--losses none --stages none"):
         train(recipe(dense, tmp_path / "other", **PLAIN))
 
 

@@ -19,7 +19,7 @@ from moesaic.texts import builtin
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RANDOM = "random inputs (pass --data for real ones)"
+RANDOM = "random inputs (moesaic certify --data takes real ones)"
 
 
 @dataclass(frozen=True)

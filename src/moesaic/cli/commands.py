@@ -150,7 +150,9 @@ def train(args: list[str]) -> None:
         _print_json(found.to_json())
         return
     show.table("Training", found.rows())
-    show.OUT.print(f"Wrote {found.folder}: load it as the model that was trained.")
+    if found.certificate:
+        show.table("Certificate: dense against MoE, after training", found.certificate["summary"].items())
+    show.OUT.print(f"Wrote {found.folder}: it loads like {command.recipe.model}.", soft_wrap=True)
 
 
 def demo(args: list[str]) -> None:

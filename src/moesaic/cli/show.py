@@ -39,8 +39,8 @@ def table(title: str, rows: Iterable[Sequence[str]], header: Sequence[str] = ())
 
 
 def say(text: str) -> None:
-    """Print a line to standard error, where it can't disturb JSON."""
-    ERR.print(_plain(text))
+    """Print a line to standard error, where it can't disturb JSON; a file gets it unbroken."""
+    ERR.print(_plain(text), soft_wrap=not ERR.is_terminal)
 
 
 def _plain(text: str) -> str:

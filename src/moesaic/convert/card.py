@@ -96,7 +96,7 @@ def _use(conversion: Convertible) -> list[str]:
         "",
         'folder = "PATH/TO/THIS/MODEL"',
         f"model = {auto}.from_pretrained(folder{trusting})",
-        f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(folder)",
+        f"{reader.removeprefix('Auto').lower()} = {reader}.from_pretrained(folder{trusting})",
     ]
     if reader == "AutoTokenizer" and "router_aux_loss_coef" in conversion.config:
         code += ["", "model.config.output_router_logits = True  # in training: adds the load-balancing loss"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,9 +150,11 @@ def _observe(engine: Engine, recipe: Recipe) -> None:
     wanted = recipe.losses or recipe.teacher or recipe.stages
     try:
         moe_blocks(model)
-    except ObservationError:
+    except ObservationError as error:
         if wanted:
-            raise
+            raise ObservationError(
+                f"{error} Or train it as it is: losses none, stages none, and no teacher (--losses none --stages none)."
+            ) from None
         return  # a dense model, for comparison
     made.health = Health()
     if not (recipe.losses or recipe.teacher):
@@ -235,9 +238,15 @@ def _seed(seed: int) -> None:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Keep what Trainer warns of from users who can do nothing about it."""
+    """Keep what Trainer and torch warn of from users who can do nothing about it."""
+    cutting = logging.getLogger("torch.distributed.tensor._redistribute")
+    level = cutting.level
+    cutting.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
-        yield
+        try:
+            yield
+        finally:
+            cutting.setLevel(level)
