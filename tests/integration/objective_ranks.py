@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from torch.distributed.fsdp import fully_shard
 
 from moesaic.calibration.ranks import Ranks, join
 from moesaic.losses import Balancer, RouterLoss, WeightLoss
@@ -23,8 +24,10 @@ from moesaic.modeling.spliced import spliced_class, spliced_config
 from moesaic.observing import GROUPS, moe_blocks
 from moesaic.routing import Routing
 from moesaic.training import RouterObjective
+from moesaic.training.balancing import choice_bias
 from moesaic.training.pooling import pool
 from moesaic.training.scaling import COUNT
+from moesaic.training.shards import whole
 
 Trainer = Literal["loop", "hf"]
 LABELS = 3
@@ -156,12 +159,28 @@ def partial(ranks: Ranks) -> dict[str, tuple[int, list[tuple[int, int]]]]:
     }
 
 
+def balanced(ranks: Ranks) -> list[torch.Tensor]:
+    """Return the biases of an ERNIE, parameters that FSDP2 cuts, after a step on the batch."""
+    torch.manual_seed(0)
+    sizes = {"num_key_value_heads": 2, "moe_intermediate_size": 8, "moe_num_experts": 4, "moe_layer_start_index": 0}
+    model: Any = transformers.Ernie4_5_MoeForCausalLM(transformers.Ernie4_5_MoeConfig(**BODY, **sizes, moe_k=2))
+    model.set_experts_implementation("eager")
+    if ranks.size > 1:
+        fully_shard(model)
+    RouterObjective([LossFreeBias(rate=0.5)]).attach(model.train())
+    size = len(LENGTHS) // ranks.size
+    model(**batch(slice(size * ranks.rank, size * (ranks.rank + 1)))).loss.backward()
+    torch.optim.SGD(model.parameters(), lr=0.0).step()
+    return [whole(choice_bias(block)).detach().clone() for block in moe_blocks(model)]
+
+
 def main(out: Path) -> None:
     """Train on every case; process 0 writes what it has."""
     torch.set_num_threads(1)
     ranks = join()
     found: dict[str, Any] = {case.name: trained(case, ranks) for case in cases()}
     found["partial"] = partial(ranks)
+    found["balanced"] = balanced(ranks)
     if ranks.rank == 0:
         torch.save(found, out)
 

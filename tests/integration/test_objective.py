@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +17,7 @@ import torch
 import transformers
 from tests.integration import objective_ranks as ranks
 from tests.integration.objective_ranks import Case
+from torch.optim.optimizer import _global_optimizer_post_hooks as STEP_HOOKS
 from torch.testing import assert_close
 
 import moesaic
@@ -34,6 +37,7 @@ from moesaic.training import RouterObjective
 from moesaic.training.balancing import choice_bias
 from moesaic.training.pooling import pool
 from moesaic.training.scaling import COUNT
+from moesaic.training.teacher import EnsembleTeacher
 
 EXACT: dict[str, float] = {"rtol": 0, "atol": 1e-14}
 """float64: gradients of about 1, summed in another order."""
@@ -76,7 +80,28 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
             assert_close(value, wanted[name], **EXACT)
     partial = two.pop("partial")  # process 0 ran both layers, process 1 the second alone
     assert partial == {"model.layers.0.mlp": (3, [(0, 3)]), "model.layers.1.mlp": (8, [(0, 3)])}
+    cut, uncut = two.pop("balanced"), ranks.balanced(Ranks())
+    assert all(bias.abs().max() > 0 for bias in uncut)
+    assert_close(cut, uncut, rtol=0, atol=0)  # steps of one size
     assert not two
+
+
+def test_a_model_that_is_dropped_leaves_nothing_behind() -> None:
+    """Hooks of torch's on every optimizer's steps stay for good; they must not keep models and teachers alive."""
+    gc.collect()
+    hooks = set(STEP_HOOKS)
+    model = ranks.model_of("mixtral")
+    RouterObjective([RouterZ()], parts=[EnsembleTeacher()]).attach(model)
+    trained = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(2):
+        model(**ranks.batch()).loss.backward()
+        trained.step()
+    alive = weakref.ref(model)
+    assert len(STEP_HOOKS) == len(hooks) + 2
+    del model, trained
+    gc.collect()
+    assert alive() is None
+    assert set(STEP_HOOKS) == hooks
 
 
 @pytest.mark.parametrize("model", ["mixtral", "spliced"])
@@ -246,6 +271,15 @@ class TestRefusals:
         with pytest.raises(ObjectiveError, match=r"MixtralSparseMoeBlock has none\. Upcycle to glm4_moe"):
             RouterObjective([LossFreeBias()]).attach(model)
         assert not model._forward_hooks
+
+    def test_a_part_that_does_not_suit(self, model: Any) -> None:
+        """Nothing stays attached, so that the next try can be right."""
+        taken, free = EnsembleTeacher(), EnsembleTeacher()
+        taken.attach(ranks.model_of("mixtral"))
+        with pytest.raises(ObjectiveError, match=r"teacher: it must follow one model"):
+            RouterObjective(parts=[free, taken]).attach(model)
+        assert not model._forward_hooks
+        RouterObjective(parts=[free]).attach(model)
 
     def test_a_loss_given_twice(self) -> None:
         with pytest.raises(ValueError, match=r"each loss must be given once\. Got router_z twice"):

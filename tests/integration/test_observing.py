@@ -514,3 +514,9 @@ def test_a_class_whose_experts_are_called_otherwise_is_refused() -> None:
     model = transformers.Llama4ForCausalLM(config)
     with observe(model), pytest.raises(ObservationError, match="called with tokens, ids and gates"):
         model(input_ids=IDS)
+
+
+def test_a_replica_is_refused(mixtral: Any) -> None:
+    """DataParallel runs replicas in threads, which share the hooks; nn.parallel.replicate makes them so."""
+    with observe(mixtral), pytest.raises(ObservationError, match=r"Got a replica by torch\.nn\.DataParallel"):
+        mixtral._replicate_for_data_parallel()(input_ids=torch.ones(1, 3, dtype=torch.long))

@@ -66,6 +66,14 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
+def current() -> Ranks:
+    """Return the process group that there is."""
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return Ranks()
+    return Ranks(distributed.get_rank(), distributed.get_world_size())
+
+
 def join() -> Ranks:
     """Return the process group that the caller set up, or join the one that `torchrun` names in the environment.
 
@@ -79,6 +87,4 @@ def join() -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, timeout=PATIENCE)
         atexit.register(distributed.destroy_process_group)
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return Ranks()
-    return Ranks(distributed.get_rank(), distributed.get_world_size())
+    return current()

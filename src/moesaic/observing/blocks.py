@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from moesaic.architectures import SparseTarget, records
@@ -45,7 +46,8 @@ def moe_blocks(model: torch.nn.Module) -> tuple[MoEBlock, ...]:
     """Find the MoE layers of a model, stock or spliced, in the order of their modules.
 
     A layer is a module with a child `experts` that holds stacked weights [E, ., .], and beside it a child `gate` or
-    `router` that holds a weight of E rows. So it stands in every class of transformers 5 and in moesaic's own.
+    `router` that holds a weight of E rows. So it stands in every class of transformers 5 and in moesaic's own. Classes
+    of transformers 4 are left out: they call either in ways of their own, scores for logits, gates before ids.
 
     Raises:
         ObservationError: where there is none.
@@ -71,6 +73,8 @@ def inner(model: torch.nn.Module) -> torch.nn.Module:
 
 def _block(path: str, module: torch.nn.Module) -> Iterator[MoEBlock]:
     """Yield the MoE layer that a module is, if it is one."""
+    if type(module).__module__.startswith("transformers.") and version("transformers").startswith("4."):
+        return
     experts = dict(module.named_children()).get("experts")
     sizes = {weight.shape[0] for weight in experts.parameters() if weight.ndim == 3} if experts is not None else set()
     if experts is None or not sizes:

@@ -120,7 +120,13 @@ class Observer:
         self._inputs: dict[str, Any] = {}
         self._groups: torch.Tensor | None = None
 
-    def _begin(self, _module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    def _begin(self, module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        if module is not self.model:  # threads would tell one observer of several passes at once
+            raise ObservationError(
+                f"{type(self.model).__name__}: a model that is observed must have a process to each GPU. Got a replica "
+                "by torch.nn.DataParallel, which HF Trainer turns to by itself. Start with torchrun, or let one GPU be "
+                "visible (CUDA_VISIBLE_DEVICES=0)."
+            )
         self._forget()  # a pass that failed may have left something
         self._open = True
         self._groups = kwargs.get(GROUPS)

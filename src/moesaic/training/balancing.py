@@ -1,12 +1,18 @@
-"""The bias that is added to router scores for the choice alone: where it stands in each class."""
+"""The bias that is added to router scores for the choice alone: where it stands in each class, and how it moves."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
+from moesaic.losses.base import Balancer
 from moesaic.observing import MoEBlock
+from moesaic.routing import Routing
+from moesaic.training.pooling import Pooled, joined
+from moesaic.training.shards import cut_like, whole
 
 NAMES = ("e_score_correction_bias", "expert_bias", "choice_bias")
 
@@ -41,3 +47,48 @@ def prepare_choice_bias(block: MoEBlock) -> torch.Tensor:
     bias = choice_bias(block)
     bias.data = bias.data.to(torch.promote_types(bias.dtype, torch.float32))
     return bias.requires_grad_(False)  # noqa: FBT003  # torch's own argument
+
+
+class Balancing:
+    """Moves the biases of all layers after each optimizer step, by the routing of all its passes.
+
+    Args:
+        balancers: one after the other.
+    """
+
+    def __init__(self, balancers: Sequence[Balancer]) -> None:
+        self._balancers = tuple(balancers)
+        self._routed: dict[str, list[Routing]] = defaultdict(list)
+
+    def __bool__(self) -> bool:
+        """Whether there is any balancer."""
+        return bool(self._balancers)
+
+    def prepare(self, blocks: Sequence[MoEBlock]) -> None:
+        """Make the biases ready.
+
+        Raises:
+            ObjectiveError: where a class has none.
+        """
+        for block in blocks if self else ():
+            prepare_choice_bias(block)
+
+    def add(self, pooled: Mapping[str, Pooled]) -> None:
+        """Keep what balancers need of a batch, or of one of the micro-batches of a step."""
+        for path, one in pooled.items() if self else ():
+            self._routed[path].append(one.routing)
+
+    @torch.no_grad()
+    def step(self, blocks: Sequence[MoEBlock]) -> None:
+        """Move the bias of each layer that has run since the last step."""
+        for block in blocks:
+            if routed := self._routed.pop(block.path, None):
+                bias, routing = choice_bias(block), joined(routed)
+                found = whole(bias).clone()
+                for balancer in self._balancers:
+                    found = balancer.updated(found.flatten(), routing).reshape(bias.shape)
+                bias.copy_(cut_like(found, bias))
+
+    def forget(self) -> None:
+        """Drop what was kept."""
+        self._routed.clear()

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Protocol
 
-from moesaic.calibration.ranks import Ranks
+from moesaic.calibration.ranks import current
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
 from moesaic.observing import Observer, Pass
 from moesaic.routing import Routing
-from moesaic.training.balancing import choice_bias, prepare_choice_bias
+from moesaic.training.balancing import Balancing
 from moesaic.training.expected import Step, run_ahead
 from moesaic.training.gradients import Graded, graded
-from moesaic.training.pooling import joined, pool
-from moesaic.training.refusals import refuse_pooled_loss, refuse_unreachable_routers, unclaimed, untrained
+from moesaic.training.means import Means
+from moesaic.training.outputs import with_loss
+from moesaic.training.pooling import pool
+from moesaic.training.refusals import Claim, refuse_pooled_loss, refuse_unreachable_routers, unclaimed
 from moesaic.training.scaling import COUNT, Scales, scales
+from moesaic.training.shards import whole
 from moesaic.training.steps import AfterStep
 
 
@@ -71,7 +73,7 @@ class RouterObjective:
             raise ValueError(f"objective: each loss must be given once. Got {', '.join(sorted(repeated))} twice.")
         self.routing_losses = tuple(loss for loss in losses if isinstance(loss, RouterLoss))
         self.weight_losses = tuple(loss for loss in losses if isinstance(loss, WeightLoss))
-        self.balancers = tuple(loss for loss in losses if isinstance(loss, Balancer))
+        self.balancing = Balancing([loss for loss in losses if isinstance(loss, Balancer)])
         self.parts = tuple(parts)
         self.whole_batch = whole_batch
         self.average_across_devices = average_across_devices
@@ -79,14 +81,13 @@ class RouterObjective:
         self._model: torch.nn.Module | None = None
         self._observer: Observer | None = None
         self._after_step: AfterStep | None = None
-        self._routed: dict[str, list[Routing]] = defaultdict(list)
         self._collected: list[tuple[Routing, ...]] | None = None
         self._step: Step | None = None
         self._pending: torch.Tensor | None = None
         self._apart: list[torch.Tensor] | None = None
         self._outside: dict[str, Any] = {}
-        self._trained_on: bool | None = None  # None: nothing to train on was told of since the last step
-        self._sums: dict[str, list[Any]] = {}
+        self._claim = Claim()
+        self._means = Means()
 
     def attach(self, model: torch.nn.Module) -> RouterObjective:
         """Begin to add to the model's loss; attach after PEFT has wrapped the model, and before DDP or compile.
@@ -100,15 +101,14 @@ class RouterObjective:
         if self._observer is not None:
             raise ObjectiveError("objective: it must be attached to one model. Got a second. Detach it first.")
         observer = Observer(model, self._told)
-        try:
+        with ExitStack() as undoing:
+            undoing.callback(observer.remove)
             self._check(observer)
-            for block in observer.blocks if self.balancers else ():
-                prepare_choice_bias(block)
+            self.balancing.prepare(observer.blocks)
             for part in self.parts:
                 part.attach(observer.model)
-        except BaseException:
-            observer.remove()
-            raise
+                undoing.callback(part.detach)
+            undoing.pop_all()
         self._model, self._observer = model, observer
         self._after_step = AfterStep(observer.model, self._stepped)
         return self
@@ -142,8 +142,8 @@ class RouterObjective:
         for part in self.parts:
             part.detach()
         self._model = self._observer = self._after_step = self._step = self._pending = None
-        self._trained_on = None
-        self._routed.clear()
+        self._claim = Claim()
+        self.balancing.forget()
 
     def expect(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Tell which micro-batches make up the next optimizer step, where there are several.
@@ -161,7 +161,7 @@ class RouterObjective:
         if self._step is not None:
             self._step.finish()
         self._step = Step(len(batches))
-        if len(batches) < 2 or not self.whole_batch or not (self.routing_losses or self.balancers):
+        if len(batches) < 2 or not self.whole_batch or not self._pools:
             return
         self._collected = found = list[tuple[Routing, ...]]()
         try:
@@ -201,34 +201,23 @@ class RouterObjective:
 
     def log(self) -> dict[str, float]:
         """Return the mean of each unweighted term of each layer since the last call, as `router/TERM/LAYER`."""
-        found = {name: float(total) / count for name, (total, count) in self._sums.items()}
-        self._sums.clear()
-        return found
+        return self._means.read()
 
-    def _note(self, name: str, value: torch.Tensor) -> None:
-        """Add to a term's sum, where it is: a number fetched from a GPU would wait for it."""
-        total, count = self._sums.get(name, (0.0, 0))
-        self._sums[name] = [total + value.detach(), count + 1]
-
-    @torch.no_grad()
     def _stepped(self) -> None:
         """Let balancers move the biases by what the batches of the optimizer step did."""
-        trained_on, self._trained_on = self._trained_on, None
         step, self._step = self._step, None
-        if trained_on is False:
-            raise untrained()
+        self._claim.settle()
         if step is not None:
             step.finish()
         if step is not None and step.done == 0:
             self._step = step  # it is for the next one
             return
-        for block in self._attached().blocks:
-            routed = self._routed.pop(block.path, None)
-            if routed:
-                bias = choice_bias(block)
-                whole_E = joined(routed)
-                for balancer in self.balancers:
-                    bias.copy_(balancer.updated(bias.flatten().clone(), whole_E).reshape(bias.shape))
+        self.balancing.step(self._attached().blocks)
+
+    @property
+    def _pools(self) -> bool:
+        """Whether anything needs the routing of the whole batch."""
+        return bool(self.routing_losses or self.balancing)
 
     def _attached(self) -> Observer:
         if self._observer is None:
@@ -247,24 +236,17 @@ class RouterObjective:
             raise unclaimed()
         self.passes += 1
         if self._apart is not None:
-            self._apart.append(self._awaited(self._extra(replace(one, inputs={**one.inputs, **self._outside}))))
+            self._apart.append(self._extra(replace(one, inputs={**one.inputs, **self._outside})))
             return None
-        return self._added(one.output, self._awaited(self._extra(one)), one.inputs)
-
-    def _awaited(self, extra: torch.Tensor) -> torch.Tensor:
-        """Note whether a backward comes to these terms before the optimizer's step."""
-
-        def came(_grad: torch.Tensor) -> None:
-            self._trained_on = True
-
-        if extra.requires_grad:
-            self._trained_on = self._trained_on or False
-            extra.register_hook(came)
-        return extra
+        extra = self._extra(one)
+        labelled = one.inputs.get("labels") is not None
+        found = with_loss(one.output, lambda loss: loss + extra.to(loss), labelled=labelled)
+        self._pending = extra if found is None else None
+        return found
 
     def _extra(self, one: Pass) -> torch.Tensor:
         """Return what this pass adds to the loss."""
-        step, ranks = self._step, _ranks()
+        step, ranks = self._step, current()
         if step is not None:
             step.go_on()
         ahead = None if step is None else step.ahead
@@ -275,31 +257,32 @@ class RouterObjective:
             ahead=ahead is not None,
             average=self.average_across_devices,
         )
-        total = self._means(one, by)
-        if self.routing_losses or self.balancers:
+        total = self._further(one, by)
+        if self._pools:
             now = ahead or self._graded(one.routings)
             refuse_unreachable_routers(one)
             for routing in one.routings:
                 total = total + now.carried(routing, by.grads).to(total.device)
             for name, value in now.values.items():
-                self._note(name, value)
+                self._means.note(name, value)
             total = total + now.total * by.value
         if step is not None:
             step.done += 1
+        self._claim.await_backward(total)
         return total
 
-    def _means(self, one: Pass, by: Scales) -> torch.Tensor:
+    def _further(self, one: Pass, by: Scales) -> torch.Tensor:
         """Return the terms that are of weights, or means over the pass."""
         blocks = self._attached().blocks
         total = torch.zeros((), device=self._home())
         for loss in self.weight_losses:
             for block in blocks:
                 value = loss.loss(whole(block.router_weight)).to(total.device)
-                self._note(f"router/{loss.name()}/{block.path}", value)
+                self._means.note(f"router/{loss.name()}/{block.path}", value)
                 total = total + value * (loss.weight / len(blocks) * by.value)
         for part in self.parts:
             for name, value in part.terms(one).items():
-                self._note(name, value)
+                self._means.note(name, value)
                 total = total + value.to(total.device) * by.own
         return total
 
@@ -308,33 +291,6 @@ class RouterObjective:
 
     def _graded(self, runs: Sequence[Routing]) -> Graded:
         """Take all losses of these runs of all processes, and keep what balancers need of them."""
-        pooled = pool(runs, self._attached().blocks, _ranks())
-        for path, one in pooled.items() if self.balancers else ():
-            self._routed[path].append(one.routing)
+        pooled = pool(runs, self._attached().blocks, current())
+        self.balancing.add(pooled)
         return graded(self.routing_losses, pooled, self._home())
-
-    def _added(self, output: Any, extra: torch.Tensor, inputs: Mapping[str, Any]) -> Any:
-        if isinstance(output, Mapping):
-            if output.get("loss") is None:
-                self._pending = extra
-                return None
-            output["loss"] = output["loss"] + extra.to(output["loss"])  # type: ignore[index]
-            return output
-        if isinstance(output, tuple) and inputs.get("labels") is not None:
-            return (output[0] + extra.to(output[0]), *output[1:])
-        self._pending = extra
-        return None
-
-
-def whole(parameter: torch.Tensor) -> torch.Tensor:
-    """Return a parameter in one piece, where FSDP2 or tensor parallelism has cut it; gradients flow back."""
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
-
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
-
-
-def _ranks() -> Ranks:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return Ranks()
-    return Ranks(distributed.get_rank(), distributed.get_world_size())

@@ -39,13 +39,35 @@ def refuse_unreachable_routers(one: Pass) -> None:
             )
 
 
-def untrained() -> ObjectiveError:
-    """Return the error of an optimizer's step to which no backward brought the terms."""
-    return ObjectiveError(
-        "objective: its loss must be trained on. The optimizer made a step to which no backward brought it, so the "
-        "trainer has a loss of its own (TRL, label smoothing, compute_loss_func). Call "
-        "moesaic.training.trainers.install(trainer, objective), or add objective.pending() to your loss."
-    )
+class Claim:
+    """Whether somebody trains on the terms of passes: a backward comes to them before the optimizer's step."""
+
+    def __init__(self) -> None:
+        self._came: bool | None = None  # None: there was nothing to train on since the last step
+
+    def await_backward(self, terms: torch.Tensor) -> None:
+        """Note when a backward comes."""
+
+        def came(_grad: torch.Tensor) -> None:
+            self._came = True
+
+        if terms.requires_grad:
+            self._came = self._came or False
+            terms.register_hook(came)
+
+    def settle(self) -> None:
+        """Begin anew after an optimizer's step.
+
+        Raises:
+            ObjectiveError: where there were terms, and no backward came to any.
+        """
+        came, self._came = self._came, None
+        if came is False:
+            raise ObjectiveError(
+                "objective: its loss must be trained on. The optimizer made a step to which no backward brought it, so "
+                "the trainer has a loss of its own (TRL, label smoothing, compute_loss_func). Call "
+                "moesaic.training.trainers.install(trainer, objective), or add objective.pending() to your loss."
+            )
 
 
 def unclaimed() -> ObjectiveError:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moesaic.lazy import torch
+from moesaic.training.outputs import with_loss
 from moesaic.training.scaling import COUNT, share
 
 if TYPE_CHECKING:
@@ -30,8 +31,4 @@ def _counted(model: Any, _args: Any, inputs: Mapping[str, Any], output: Any) -> 
     if inputs.get(COUNT) is None or not isinstance(inputs.get("labels"), torch.Tensor):
         return None
     part = share(model, inputs)
-    if isinstance(output, Mapping):
-        if output.get("loss") is not None:
-            output["loss"] = (output["loss"] * part).to(output["loss"].dtype)  # type: ignore[index]
-        return output
-    return ((output[0] * part).to(output[0].dtype), *output[1:])
+    return with_loss(output, lambda loss: loss * part, labelled=True)
