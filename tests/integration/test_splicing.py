@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -31,6 +32,7 @@ from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.experts.virtual_group import VirtualGroup
 from moesaic.modeling.dense_ffn import activation, dense_ffn
+from moesaic.modeling.sections import code_files
 from moesaic.modeling.spliced import MoELayer
 from moesaic.moe import moe as oracle
 from moesaic.routers.normal import Normal
@@ -38,6 +40,8 @@ from moesaic.seeds import Stream
 from moesaic.spec import Layers, MoESpec
 
 TF4 = os.environ.get("MOESAIC_TRANSFORMERS4_PYTHON", "")
+needs_4 = pytest.mark.skipif(not TF4, reason="MOESAIC_TRANSFORMERS4_PYTHON names no Python with transformers 4.57")
+ROOT = Path(__file__).parents[2]
 every_model = pytest.mark.parametrize("name", spliceable.MODELS)
 EXACT: dict[str, float] = {"rtol": 0, "atol": 1e-10}
 """float64: what a handful of sums can round."""
@@ -124,7 +128,7 @@ def test_transformers_alone_loads_the_folder_with_its_code(
         getattr(transformers, auto).from_pretrained(out, trust_remote_code=False)
 
 
-@pytest.mark.skipif(not TF4, reason="MOESAIC_TRANSFORMERS4_PYTHON names no Python with transformers 4.57")
+@needs_4
 def test_transformers_4_loads_the_folders(tmp_path: Path, dense: Callable[[str], tuple[Path, Any]]) -> None:
     names = ["bert", "vit", "clip-vision", "siglip", "dinov2", "whisper", "m2m100", "t5", "gpt2", "modernbert"]
     for name in names:
@@ -135,8 +139,39 @@ def test_transformers_4_loads_the_folders(tmp_path: Path, dense: Callable[[str],
         auto = next(auto for auto, cls in auto_map.items() if cls == f"spliced.MoE{base}")
         torch.save({"inputs": spliceable.inputs(model), "want": spliceable.output(model), "auto": auto}, out / "io.pt")
     script = Path(__file__).with_name("reload_spliced.py")
-    command = [TF4, script, *(tmp_path / name for name in names)]
+    biased = biased_gpt2(tmp_path / "gpt2", tmp_path / "biased")
+    command = [TF4, script, *(tmp_path / name for name in names), biased]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def biased_gpt2(unbiased: Path, to: Path) -> Path:
+    """Write a folder whose layers choose by a bias, as training leaves it, and what it computes."""
+    model = moesaic.load(unbiased)
+    expected = torch.load(unbiased / "io.pt")
+    for layer in moe_layers(model):
+        layer.add_choice_bias()
+        assert layer.choice_bias is not None
+        layer.choice_bias.copy_(torch.tensor([0.0, 0.0, 1.0, 2.0]))  # the last two experts, whatever the token
+        layer.experts.down_proj.data.mul_(torch.arange(1.0, 5.0)[:, None, None])
+    want = spliceable.output(model)
+    assert (want - expected["want"]).abs().max() > 1e-2  # else the bias could be lost unseen
+    model.save_pretrained(to)
+    for file in code_files():
+        shutil.copyfile(file, to / file.name)
+    torch.save({**expected, "want": want}, to / "io.pt")
+    return to
+
+
+@pytest.mark.parametrize("python", [sys.executable, pytest.param(TF4, marks=needs_4)], ids=["here", "transformers-4"])
+def test_a_spliced_model_trains_with_either_transformers(
+    python: str, tmp_path: Path, dense: Callable[[str], tuple[Path, Any]]
+) -> None:
+    folder, _ = dense("gpt2")
+    out = upcycle(folder, tmp_path / "moe")
+    script = Path(__file__).with_name("train_spliced.py")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([python, script, out], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

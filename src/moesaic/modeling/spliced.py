@@ -239,11 +239,11 @@ def spliced_class(name: str) -> type[Any]:
     def build(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
         base.__init__(self, config, *args, **kwargs)
         splice(self, getattr(config, SECTION))
+        # Here, not in the class: transformers 4 refuses, in base.__init__, what is no module or parameter then.
+        self._keep_in_fp32_modules_strict = {*(self._keep_in_fp32_modules_strict or ()), "choice_bias"}
 
     _keep_names_on_disk(base)
     body = {"__init__": build, "config_class": spliced_config(base.config_class.__name__), "__module__": __name__}
-    wide = base._keep_in_fp32_modules_strict or ()  # noqa: SLF001  # transformers has no public list
-    body["_keep_in_fp32_modules_strict"] = [*wide, "choice_bias"]
     return type(PREFIX + name, (base,), {**body, "__doc__": f"{name} with MoE layers in the place of FFNs."})
 
 
