@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -81,13 +82,21 @@ class Routing:
         return float(load_E.std(correction=0) / load_E.mean())
 
     def entropy(self) -> float:
-        """Return the mean token entropy of the normalised scores divided by ln E: 1 is uniform, 0 is one-hot."""
-        share_TE = self.shares_TE
-        nats_T = -(share_TE * share_TE.clamp_min(torch.finfo(share_TE.dtype).tiny).log()).sum(-1)
-        return float(nats_T.mean() / torch.tensor(float(share_TE.shape[-1])).log())
+        """Return the mean of the tokens' entropies: 1 is uniform, 0 is one-hot."""
+        return float(entropies(self.shares_TE).mean())
 
 
 def scores(logits_TE: torch.Tensor, score: Score) -> torch.Tensor:
     """Return the scores of all experts, in float32 or wider."""
-    wide = logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()
-    return wide.softmax(-1) if score == "softmax" else wide.sigmoid()
+    return wide(logits_TE).softmax(-1) if score == "softmax" else wide(logits_TE).sigmoid()
+
+
+def entropies(shares_TE: torch.Tensor) -> torch.Tensor:
+    """Return the entropy [T] of distributions over E experts, divided by ln E."""
+    nats_T: torch.Tensor = torch.special.entr(shares_TE).sum(-1)
+    return nats_T / math.log(shares_TE.shape[-1])
+
+
+def wide(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in float32 or wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -14,8 +14,9 @@ import transformers
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from moesaic.training.dense_state import DenseState, Moments
 from moesaic.training.freezing import Freezing
-from moesaic.training.optimizer_state import DenseState, Moments, carry_state
+from moesaic.training.optimizer_state import carry_state
 from moesaic.training.stages import Stage, router_warmup, two_stages
 
 STEPS = 4

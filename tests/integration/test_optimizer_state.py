@@ -22,7 +22,8 @@ from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.modeling.loading import load
 from moesaic.spec import MoESpec
-from moesaic.training.optimizer_state import Carried, DenseState, carry_state
+from moesaic.training.dense_state import DenseState, Moments
+from moesaic.training.optimizer_state import Carried, carry_state
 
 SAME: dict[str, float] = {"rtol": 0, "atol": 0}
 """Copies."""
@@ -202,8 +203,6 @@ def test_equal_weights_take_the_nearest_name() -> None:
 
 
 def moments(weight: torch.Tensor, value: float) -> Any:
-    from moesaic.training.optimizer_state import Moments  # noqa: PLC0415
-
     return Moments(weight, torch.full_like(weight, value), torch.full_like(weight, value), 1)
 
 

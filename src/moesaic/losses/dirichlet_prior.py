@@ -8,6 +8,7 @@ from functools import cache, lru_cache
 from typing import Any
 
 from moesaic.lazy import np, torch
+from moesaic.routing import wide
 
 SMALLEST = 1e-6
 """Probabilities are clamped to [1e-6, 1 - 1e-6]."""
@@ -50,7 +51,7 @@ def dirichlet_prior_shaping(probs_TE: torch.Tensor, alpha_E: Sequence[float]) ->
             "dirichlet_prior_shaping: probabilities must be [T, E] with T > 0, E > 1 and an alpha for each of E. "
             f"Got {list(probs_TE.shape)} and {len(alpha_E)} alphas. Flatten batches to T, and leave out what is empty."
         )
-    wide_TE = probs_TE.to(torch.promote_types(probs_TE.dtype, torch.float32))
+    wide_TE = wide(probs_TE)
     found: torch.Tensor = _function().apply(wide_TE, *tables(tuple(alpha_E), wide_TE.dtype, wide_TE.device))
     return found
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, cast
 
 from moesaic.lazy import torch
 from moesaic.method import Method, number
+from moesaic.routing import wide
 
 ROOM = 1 << 22
 """Numbers that are widened at once; 16 MB of float32."""
@@ -71,7 +72,7 @@ def kl(
 def cosine(student_TD: torch.Tensor, teacher_TD: torch.Tensor, weight_T: torch.Tensor | None = None) -> torch.Tensor:
     """Return `sum_t weight_t (1 - cos(student_t, teacher_t))`, float32 or wider; weights are 1/T where None."""
     weight_T = _equal(student_TD) if weight_T is None else weight_T
-    similar_T = torch.cosine_similarity(_wide(student_TD), _wide(teacher_TD.detach()), dim=-1)
+    similar_T = torch.cosine_similarity(wide(student_TD), wide(teacher_TD.detach()), dim=-1)
     return (weight_T * (1 - similar_T)).sum()
 
 
@@ -80,11 +81,7 @@ def mean_square(
 ) -> torch.Tensor:
     """Return `sum_t weight_t |student_t - teacher_t|^2 / D`, float32 or wider; weights are 1/T where None."""
     weight_T = _equal(student_TD) if weight_T is None else weight_T
-    return (weight_T * (_wide(student_TD) - _wide(teacher_TD.detach())).square().mean(-1)).sum()
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    return (weight_T * (wide(student_TD) - wide(teacher_TD.detach())).square().mean(-1)).sum()
 
 
 def _equal(rows_TN: torch.Tensor) -> torch.Tensor:
@@ -100,7 +97,7 @@ def _kl_of(
     grad_TV = torch.zeros_like(student_TV) if graded else None
     for part in weight_T.nonzero().flatten().split(max(1, ROOM // student_TV.shape[1])):
         log_q, log_p = (
-            (_wide(logits.index_select(0, part)) / temperature).log_softmax(-1) for logits in (student_TV, teacher_TV)
+            (wide(logits.index_select(0, part)) / temperature).log_softmax(-1) for logits in (student_TV, teacher_TV)
         )
         p, weight_T1 = log_p.exp(), weight_T[part, None]
         gap = torch.where(p > 0, log_p - log_q, 0.0)  # a teacher's logit of -inf says nothing

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from moesaic.lazy import torch
 from moesaic.losses.base import WeightLoss
 from moesaic.method import number
+from moesaic.routing import wide
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Orthogonality(WeightLoss):
 
     def loss(self, rows_ED: torch.Tensor) -> torch.Tensor:
         """Return the mean over all E^2 pairs of the squared cosine of two different rows."""
-        wide = torch.promote_types(rows_ED.dtype, torch.float32)
-        unit_ED = torch.nn.functional.normalize(rows_ED.to(wide), dim=-1)
+        unit_ED = torch.nn.functional.normalize(wide(rows_ED), dim=-1)
         cosine_EE = (unit_ED @ unit_ED.T).fill_diagonal_(0)
         return cosine_EE.square().mean()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from moesaic.lazy import torch
 from moesaic.losses.base import RouterLoss
 from moesaic.method import number
-from moesaic.routing import Routing
+from moesaic.routing import Routing, wide
 
 
 @dataclass(frozen=True)
@@ -33,5 +33,4 @@ class RouterZ(RouterLoss):
 
     def loss(self, routing: Routing) -> torch.Tensor:
         """Return `mean_t logsumexp(logits_t)^2`."""
-        wide = torch.promote_types(routing.logits_TE.dtype, torch.float32)
-        return routing.logits_TE.to(wide).logsumexp(-1).square().mean()
+        return wide(routing.logits_TE).logsumexp(-1).square().mean()

@@ -9,6 +9,7 @@ from typing import Any
 from moesaic.errors import TrainingError
 from moesaic.lazy import torch
 from moesaic.training.roles import Part, parts
+from moesaic.training.shards import local
 from moesaic.training.stages import Role, Stage, ends, stage_at
 
 
@@ -35,9 +36,7 @@ class Half:
         return [(rows, rows.clone()) for rows in map(self._own, (self.parameter.detach(), *same))]
 
     def _own(self, tensor: torch.Tensor) -> torch.Tensor:
-        from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
-
-        return (tensor.to_local() if isinstance(tensor, DTensor) else tensor)[:, self.rows]
+        return local(tensor)[:, self.rows]
 
 
 class Freezing:

@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from moesaic.calibration.ranks import Ranks
 from moesaic.lazy import torch
 from moesaic.observing import MoEBlock
-from moesaic.routing import NO_GROUP, Routing, scores
+from moesaic.routing import NO_GROUP, Routing, scores, wide
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def pool(runs: Sequence[Routing], blocks: Sequence[MoEBlock], ranks: Ranks) -> d
 
 
 def _pooled(routing: Routing, block: MoEBlock, before: int, sizes: list[int]) -> Pooled:
-    logits_TE = _wide(routing.logits_TE.detach()).requires_grad_()
+    logits_TE = wide(routing.logits_TE.detach()).requires_grad_()
     with torch.enable_grad():
         probs_TE = scores(logits_TE, block.score)
     parts = tuple(slice(*ends) for ends in pairwise(accumulate(sizes, initial=before)))
@@ -76,10 +76,6 @@ def joined(parts: Sequence[Routing]) -> Routing:
         torch.cat(sequences),
         torch.cat([_column(part.group_T, part, NO_GROUP) for part in parts]) if grouped else None,
     )
-
-
-def _wide(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _column(given: torch.Tensor | None, routing: Routing, otherwise: int) -> torch.Tensor:

@@ -16,11 +16,12 @@ from moesaic.observing import Observer, moe_blocks
 from moesaic.training import settings
 from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
 from moesaic.training.curve import Curve, load_parent
+from moesaic.training.dense_state import DenseState
 from moesaic.training.engine import Engine, Following, Run
 from moesaic.training.health import Health
 from moesaic.training.logbook import NAME, Logbook
 from moesaic.training.objective import Part, RouterObjective
-from moesaic.training.optimizer_state import DenseState, carry_state
+from moesaic.training.optimizer_state import carry_state
 from moesaic.training.parallel import sharing
 from moesaic.training.progress import Bars, Progress, Say
 from moesaic.training.publishing import config_of

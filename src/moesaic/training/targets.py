@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.observing import Pass, Seen, tokens
 from moesaic.observing.rows import Side, side
-from moesaic.routing import scores
+from moesaic.routing import entropies, scores
 
 EMBEDDINGS = ("image_embeds", "text_embeds", "audio_embeds")
 
@@ -150,8 +149,7 @@ def entropy_of(seen: Seen) -> torch.Tensor:
     """Return the routing entropy of a layer's rows over ln E, [N], without a gradient."""
     probs_NE = scores(seen.logits_NE.detach(), seen.block.score)
     share_NE = probs_NE / probs_NE.sum(-1, keepdim=True)
-    nats_N: torch.Tensor = torch.special.entr(share_NE).sum(-1)
-    return nats_N / math.log(share_NE.shape[-1])
+    return entropies(share_NE)
 
 
 def _base(model: torch.nn.Module) -> torch.nn.Module:
