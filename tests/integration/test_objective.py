@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
 import subprocess
@@ -102,6 +103,25 @@ def test_a_model_that_is_dropped_leaves_nothing_behind() -> None:
     gc.collect()
     assert alive() is None
     assert set(STEP_HOOKS) == hooks
+
+
+def test_a_copied_model_has_an_objective_of_its_own() -> None:
+    model = ranks.model_of("mixtral")
+    objective = RouterObjective([RouterZ()]).attach(model)
+    twin = copy.deepcopy(model)
+    trained = torch.optim.SGD(twin.parameters(), lr=0.1)
+    losses = []
+    for _ in range(2):
+        loss = twin(**ranks.batch()).loss
+        loss.backward()
+        trained.step()
+        losses.append(float(loss.detach()))
+    assert losses[0] == float(model(**ranks.batch()).loss.detach())  # the same terms of the same weights
+    assert losses[1] != losses[0]
+    assert all(parameter.grad is None for parameter in model.parameters())
+    objective.detach()
+    assert float(model(**ranks.batch()).loss.detach()) < losses[0]
+    assert float(twin(**ranks.batch()).loss.detach()) != losses[1]
 
 
 @pytest.mark.parametrize("model", ["mixtral", "spliced"])

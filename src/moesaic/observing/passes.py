@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from moesaic.errors import ObservationError
@@ -99,7 +100,7 @@ class Observer:
             self._handles += [
                 block.module.register_forward_pre_hook(self._enters, with_kwargs=True),
                 block.router.register_forward_hook(self._scored),
-                block.experts.register_forward_pre_hook(self._chose(index), with_kwargs=True),
+                block.experts.register_forward_pre_hook(partial(self._chose, index), with_kwargs=True),
             ]
 
     def remove(self) -> None:
@@ -107,6 +108,13 @@ class Observer:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Observer:
+        """Return an observer of the copied model, whose hooks are copied with it."""
+        made = memo[id(self)] = object.__new__(type(self))
+        vars(made).update({key: copy.deepcopy(value, memo) for key, value in vars(self).items() if key != "_deliver"})
+        made._deliver = torch.compiler.disable(made._close)
+        return made
 
     def tells(self, kind: type[Any]) -> bool:
         """Whether a method of such an object is told."""
@@ -140,18 +148,15 @@ class Observer:
         if self._open:
             self._logits.append(output[0] if isinstance(output, tuple) else output)
 
-    def _chose(self, index: int) -> Callable[..., None]:
-        def goes(_module: Any, args: Any, kwargs: Any) -> None:
-            if self._open:
-                given = (*args, *kwargs.values())
-                if len(given) != 3:
-                    raise ObservationError(
-                        f"{self.blocks[index].path}: experts that are observed must be called with tokens, ids and "
-                        f"gates. Got {len(given)} arguments. Use a class that moesaic converts to."
-                    )
-                self._choices.append((index, given[1], given[2]))
-
-        return goes
+    def _chose(self, index: int, _module: Any, args: Any, kwargs: Any) -> None:
+        if self._open:
+            given = (*args, *kwargs.values())
+            if len(given) != 3:
+                raise ObservationError(
+                    f"{self.blocks[index].path}: experts that are observed must be called with tokens, ids and "
+                    f"gates. Got {len(given)} arguments. Use a class that moesaic converts to."
+                )
+            self._choices.append((index, given[1], given[2]))
 
     def _end(self, _module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
         return self._deliver(output)

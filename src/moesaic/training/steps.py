@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -30,6 +31,16 @@ class AfterStep:
     def remove(self) -> None:
         """Hear of no more steps."""
         self._end()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AfterStep:
+        """Return one for the copies of model and method, which are copied along with whoever holds this."""
+        model, told = self._model(), self._told()
+        assert model is not None
+        assert told is not None
+        made = AfterStep(copy.deepcopy(model, memo), copy.deepcopy(told, memo))
+        if not self._end.alive:
+            made.remove()
+        return made
 
     def _stepped(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         model, told = self._model(), self._told()
