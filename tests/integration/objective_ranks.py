@@ -21,10 +21,11 @@ from moesaic.losses import Balancer, RouterLoss, WeightLoss
 from moesaic.losses.loss_free_bias import LossFreeBias
 from moesaic.method import registry
 from moesaic.modeling.spliced import spliced_class, spliced_config
-from moesaic.observing import GROUPS, moe_blocks
+from moesaic.observing import GROUPS, Pass, Seen, moe_blocks
 from moesaic.routing import Routing
 from moesaic.training import RouterObjective
 from moesaic.training.balancing import choice_bias
+from moesaic.training.health import Health
 from moesaic.training.pooling import pool
 from moesaic.training.scaling import COUNT
 from moesaic.training.shards import whole
@@ -159,6 +160,17 @@ def partial(ranks: Ranks) -> dict[str, tuple[int, list[tuple[int, int]]]]:
     }
 
 
+def counted_health(ranks: Ranks) -> dict[str, int]:
+    """Return how many tokens health counts in each layer, where process 1 did not run the first at all."""
+    model = model_of("mixtral")
+    health, tokens = Health(), 3 + 2 * ranks.rank
+    one = Routing.from_logits(torch.randn(tokens, 4), 2)
+    blocks = moe_blocks(model)[ranks.rank :]
+    seen = tuple(Seen(block, 1, tokens, one.logits_TE, one.ids_TK, one.weights_TK) for block in blocks)
+    health.told(Pass(model, {}, None, seen, None))
+    return {layer: found.tokens for layer, found in health.read(ranks).items()}
+
+
 def balanced(ranks: Ranks) -> list[torch.Tensor]:
     """Return the biases of an ERNIE, parameters that FSDP2 cuts, after a step on the batch."""
     torch.manual_seed(0)
@@ -180,6 +192,7 @@ def main(out: Path) -> None:
     ranks = join()
     found: dict[str, Any] = {case.name: trained(case, ranks) for case in cases()}
     found["partial"] = partial(ranks)
+    found["health"] = counted_health(ranks)
     found["balanced"] = balanced(ranks)
     if ranks.rank == 0:
         torch.save(found, out)

@@ -81,6 +81,7 @@ def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> N
             assert_close(value, wanted[name], **EXACT)
     partial = two.pop("partial")  # process 0 ran both layers, process 1 the second alone
     assert partial == {"model.layers.0.mlp": (3, [(0, 3)]), "model.layers.1.mlp": (8, [(0, 3)])}
+    assert two.pop("health") == {"model.layers.0.mlp": 3, "model.layers.1.mlp": 8}
     cut, uncut = two.pop("balanced"), ranks.balanced(Ranks())
     assert all(bias.abs().max() > 0 for bias in uncut)
     assert_close(cut, uncut, rtol=0, atol=0)  # steps of one size

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from moesaic.calibration.ranks import Ranks
+from moesaic.calibration.ranks import Ranks, device
 from moesaic.lazy import torch
 from moesaic.observing import Pass
 from moesaic.routing import Routing
@@ -71,10 +71,14 @@ class Health:
     def read(self, ranks: Ranks) -> dict[str, LayerHealth]:
         """Return each layer's health since the last reading, over all processes, and begin anew."""
         found = {}
-        for layer, sums in self._sums.items():
+        sizes = {layer: len(sums) for layer, sums in self._sums.items()}
+        # A layer may run in some processes only (a vision tower): all must add up the same ones in the same order.
+        for layer, size in {layer: size for own in ranks.each(sizes) for layer, size in own.items()}.items():
+            sums = self._sums.pop(layer, None)
+            if sums is None:
+                sums = torch.zeros(size, dtype=torch.float64, device=device())
             ranks.add(sums)
             found[layer] = _health(sums)
-        self._sums = {}
         return found
 
     def warn(self, found: Mapping[str, LayerHealth], step: int, say: Callable[[str], None]) -> None:
