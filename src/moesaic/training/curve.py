@@ -16,6 +16,7 @@ from moesaic.lazy import torch
 from moesaic.observing import GROUPS, inner
 from moesaic.texts import builtin
 from moesaic.training.recipe import Prepared
+from moesaic.training.targets import labelled
 
 HELD_OUT = 1024
 """Tokens on which the held-out loss is taken, about."""
@@ -73,7 +74,8 @@ class Curve:
         with evaluating(model):
             for number, batch in enumerate(self.batches):
                 output, size = _run(model, batch), _labels(model, batch)
-                total, count = total + float(output["loss"]) * size, count + size
+                if size:  # a mean over no labels is no number
+                    total, count = total + float(output["loss"]) * size, count + size
                 parent_NC = self.parents[number] if number < len(self.parents) else None
                 if parent_NC is not None and isinstance(output.get(self.name), torch.Tensor):
                     own_NC = _real(output[self.name].float(), batch, model)[: len(parent_NC)]
@@ -148,11 +150,10 @@ def _in_its_own_precision(bare: torch.nn.Module) -> Iterator[None]:
 
 def _labels(model: torch.nn.Module, batch: Batch) -> int:
     """Return how many labels the loss of a batch is a mean over."""
-    labels, config = batch.get("labels"), getattr(inner(model), "config", None)
-    if not isinstance(labels, torch.Tensor):
-        return 1
-    shifted = labels.ndim > 1 and not getattr(config, "is_encoder_decoder", False)
-    return int(((labels[..., 1:] if shifted else labels) != -100).sum())
+    keep, labels = labelled(inner(model), batch), batch.get("labels")
+    if keep is not None:
+        return int(keep.sum())
+    return int((labels != -100).sum()) if isinstance(labels, torch.Tensor) else 1
 
 
 def _held_out(prepared: Prepared, batch_size: int) -> Iterator[Batch]:
@@ -185,16 +186,9 @@ def _passages(model: Any, folder: Path) -> Iterator[Batch]:
 def _real(output: torch.Tensor, batch: Batch, model: torch.nn.Module) -> torch.Tensor:
     """Return the rows [N, C] at positions that count: whose label counts, else that are no padding."""
     rows_NC = output.reshape(-1, output.shape[-1])
-    config: Any = getattr(inner(model), "config", None)
-    labels, mask = batch.get("labels"), batch.get("attention_mask")
-    keep = None
-    if isinstance(labels, torch.Tensor) and labels.shape == output.shape[:-1] and labels.ndim == 2:
-        shift = 0 if getattr(config, "is_encoder_decoder", False) else 1
-        keep = torch.zeros_like(labels, dtype=torch.bool)
-        keep[:, : labels.shape[1] - shift] = labels[:, shift:] != -100
-    elif isinstance(mask, torch.Tensor) and mask.shape == output.shape[:-1]:
-        keep = mask.bool()
-    return rows_NC if keep is None else rows_NC[keep.flatten().to(rows_NC.device)]
+    known = (labelled(inner(model), batch), batch.get("attention_mask"))
+    keep = next((one for one in known if isinstance(one, torch.Tensor) and one.shape == output.shape[:-1]), None)
+    return rows_NC if keep is None else rows_NC[keep.bool().flatten().to(rows_NC.device)]
 
 
 def _kl(parent_NC: torch.Tensor, own_NC: torch.Tensor) -> torch.Tensor:

@@ -95,7 +95,7 @@ def weights(one: Pass, batch: int, length: int, device: torch.device, path: str 
     """
     both = bool(_setting(one.model, "is_encoder_decoder"))
     where: Side = ("decoder" if both else "text") if path is None else side(path, encoder_decoder=both)
-    keep = _labelled(one.model, one.inputs)
+    keep = labelled(one.model, one.inputs)
     if keep is not None and where == ("decoder" if both else "text") and length <= keep.shape[1]:
         keep_N = keep[:, -length:].to(device).flatten().float()
         return keep_N / keep_N.sum().clamp_min(1)
@@ -107,7 +107,7 @@ def weights(one: Pass, batch: int, length: int, device: torch.device, path: str 
     return (real_BT / real_BT.sum(1, keepdim=True).clamp_min(1) / batch).flatten()
 
 
-def _labelled(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+def labelled(model: torch.nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
     """Return which outputs a label belongs to [B, T], in decoders the label of the next place; None: no such labels."""
     shifted, labels = inputs.get("shift_labels"), inputs.get("labels")
     if isinstance(shifted, torch.Tensor):
