@@ -27,19 +27,19 @@ BOUNDS: dict[torch.dtype, dict[str, float]] = {
 }
 
 
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(params=WAYS)
 def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def work(way: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run all loops of one way in two processes."""
-    folder = tmp_path_factory.mktemp(way)
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run all loops of all ways in two processes."""
+    folder = tmp_path_factory.mktemp("ways")
     mixtral().save_pretrained(folder / "moe")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(SCRIPT)]
     done = subprocess.run(
-        [*command, str(folder), way],
+        [*command, str(folder), ",".join(WAYS)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
