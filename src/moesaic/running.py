@@ -93,6 +93,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    adjust: bool = False,
     say: Say = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> Trained:
@@ -104,7 +105,8 @@ def train(
 
     Args:
         resume: go on with an interrupted run; of a finished one, say what came of it. overwrite: begin anew in the
-            folder of an earlier run.
+            folder of an earlier run. adjust: with resume, go on though learning rate, warm-up, weight decay, clip or
+            precision are others than before, as when numbers stopped being finite.
         say: told of what is amiss, and how it goes now and then. progress: told how far it is.
 
     Raises:
@@ -117,7 +119,7 @@ def train(
     out = recipe.out.expanduser().absolute()
     is_new = not out.exists()
     now = record(recipe, fingerprint(source), ranks.size)
-    _together(ranks, lambda: _settle(out, folder, now, resume=resume, overwrite=overwrite))
+    _together(ranks, lambda: _settle(out, folder, now, resume=resume, overwrite=overwrite, adjust=adjust))
     if (out / MODEL).is_dir():
         return _told(out)
     parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
@@ -145,7 +147,7 @@ def _together(ranks: Ranks, work: Callable[[], None]) -> None:
         raise TrainingError(problem)
 
 
-def _settle(out: Path, model: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+def _settle(out: Path, model: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool, adjust: bool) -> None:
     """Make the run's folder and its recipe.json, or make sure that it is the one to go on in."""
     if out.is_relative_to(model.resolve()) or model.resolve().is_relative_to(out):
         raise TrainingError(
@@ -159,7 +161,11 @@ def _settle(out: Path, model: Path, now: Mapping[str, Any], *, resume: bool, ove
             f"{out}: out must be new, empty or an earlier run. It holds something else. Choose another."
         )
     if ours and resume:
-        check(out / NAME, now)
+        adjusted = check(out / NAME, now, adjust=adjust)
+        if adjusted and not (out / MODEL).is_dir():
+            last = checkpoints(out)[-1].name if checkpoints(out) else "the beginning"
+            before = read_json(out / NAME).get("adjusted", [])
+            write_json(out / NAME, {**now, "adjusted": [*before, {"from": last, "what": adjusted}]})
         return
     if ours and not overwrite:
         state = "a finished" if (out / MODEL).is_dir() else "an interrupted"

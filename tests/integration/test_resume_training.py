@@ -125,6 +125,22 @@ def test_another_recipe_is_not_resumed(model: Path, tmp_path: Path) -> None:
         train(recipe(model, tmp_path / "run", task=Toy(count=30)), resume=True)
 
 
+def test_a_run_goes_on_with_a_lower_rate_where_that_is_asked_for(model: Path, tmp_path: Path) -> None:
+    stopped(model, tmp_path / "run", 4)
+    with pytest.raises(TrainingError, match=r"learning_rate.*was 0\.003, now 1e-09(?s:.*)adjust"):
+        train(recipe(model, tmp_path / "run", learning_rate=1e-9), resume=True)
+    with pytest.raises(TrainingError, match=r"task\.count: was 24, now 30"):
+        train(recipe(model, tmp_path / "run", learning_rate=1e-9, task=Toy(count=30)), resume=True, adjust=True)
+    train(recipe(model, tmp_path / "run", learning_rate=1e-9), resume=True, adjust=True)
+    last = checkpoints(tmp_path / "run")
+    then, now = (load_file(folder / "model.safetensors") for folder in last)
+    for name, tensor in now.items():
+        assert_close(tensor, then[name], rtol=0, atol=1e-6)  # steps of 1e-9
+    adjusted = json.loads((tmp_path / "run" / "recipe.json").read_text())["adjusted"]
+    assert adjusted == [{"from": "checkpoint-3", "what": ["training.learning_rate: was 0.003, now 1e-09"]}]
+    train(recipe(model, tmp_path / "run", learning_rate=1e-9), resume=True)
+
+
 def test_another_model_is_not_resumed(model: Path, tmp_path: Path) -> None:
     stopped(model, tmp_path / "run", 4)
     torch.manual_seed(1)

@@ -101,8 +101,10 @@ def test_every_field_of_a_recipe_is_an_option() -> None:
     assert (task.asks, task.split_by) == ("transcribe", "en")
     assert made("--groups", "domain", recipe="instruction_tuning").task.groups == "domain"  # type: ignore[attr-defined]
     assert made("--parent", "dense").parent == "dense"
-    command = parse_train(["image_classification", "m", "--data=D", "--out=O", "--resume", "--overwrite", "--json"])
-    assert (command.resume, command.overwrite, command.json) == (True, True, True)
+    command = parse_train(
+        ["image_classification", "m", "--data=D", "--out=O", "--resume", "--overwrite", "--adjust", "--json"]
+    )
+    assert (command.resume, command.overwrite, command.adjust, command.json) == (True, True, True, True)
 
 
 def test_losses_are_chosen_and_set() -> None:

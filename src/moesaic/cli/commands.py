@@ -141,6 +141,7 @@ def train(args: list[str]) -> None:
             command.recipe,
             resume=command.resume,
             overwrite=command.overwrite,
+            adjust=command.adjust,
             say=show.say if speaks else _silent,
             progress=bars if speaks else _silent,
         )

@@ -44,6 +44,8 @@ class TrainOptions:
     """Continue an interrupted run from its last checkpoint."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     """Replace the folder of an earlier run."""
+    adjust: tyro.conf.FlagCreatePairsOff[bool] = False
+    """With --resume: go on with another learning rate, warm-up, weight decay, clip or precision than before."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of tables."""
 
@@ -55,6 +57,7 @@ class TrainCommand:
     recipe: Recipe
     resume: bool
     overwrite: bool
+    adjust: bool
     json: bool
 
 
@@ -97,7 +100,7 @@ def parse_train(args: list[str]) -> TrainCommand:
     given |= {"training": Training(**training), "parent": options.parent}
     known = {key: value for key, value in given.items() if key in defaults}
     made = function(options.model, options.data, options.out, **known)
-    return TrainCommand(made, options.resume, options.overwrite, options.json)
+    return TrainCommand(made, options.resume, options.overwrite, options.adjust, options.json)
 
 
 def _recipe(name: str) -> recipes.MakeRecipe:

@@ -237,8 +237,10 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
         state = checkpointing.read_json(folder / checkpointing.STATE)
         checkpointing.load_optimizer(folder / checkpointing.OPTIMIZER, optimizer, self._names())
         self._scheduler.load_state_dict({**self._scheduler.state_dict(), **state["scheduler"]})
-        for group, saved in zip(optimizer.param_groups, state["groups"], strict=True):
-            group.update(saved)
+        step = self._scheduler.last_epoch  # not the rates of then: a run may go on with lower ones
+        rates = zip(self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True)
+        for group, (peak, share) in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = peak * share(step)
         self.run.progress.tokens = state["tokens"]
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

@@ -14,7 +14,10 @@ from moesaic.errors import TrainingError
 from moesaic.lazy import torch
 from moesaic.training.checkpointing import checkpoints, gathered
 
-REMEDY = "Lower the learning rate, lengthen the warm-up, clip gradients, or look at these examples; then resume."
+REMEDY = (
+    "Lower the learning rate, lengthen the warm-up, clip gradients, or look at these examples; then pass resume and "
+    "adjust. Should it stop there again, remove that checkpoint first, and the one before is taken."
+)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,10 @@ from moesaic.errors import TrainingError, listing
 from moesaic.training.recipe import Recipe
 
 NAME = "recipe.json"
-FREE = ("versions", "recipe.out", "recipe.model", "recipe.parent")
+ADJUSTABLE = ("learning_rate", "warmup", "weight_decay", "clip", "precision")
+"""Fields of `Training` that a run may go on with another value of where that is asked for: what helps against numbers
+that stop being finite, and changes nothing of what is saved."""
+FREE = ("versions", "adjusted", "recipe.out", "recipe.model", "recipe.parent")
 """What a run may go on with another value of: paths may move (the weights are told by their fingerprint)."""
 FREE_TRAINING = ("log_every", "evaluate_every", "save_every", "keep", "trackers")
 """The same among the fields of `Training`: they decide what is written, and nothing of what is learned."""
@@ -54,22 +57,25 @@ def plain(value: Any) -> Any:
     return _hashed(value)
 
 
-def check(file: Path, now: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run of another model or recipe.
+def check(file: Path, now: Mapping[str, Any], *, adjust: bool = False) -> list[str]:
+    """Refuse to go on with a run of another model or recipe; return what is adjusted.
 
     Args:
-        file: recipe.json of the run. now: what is asked for.
+        file: recipe.json of the run. now: what is asked for. adjust: let `ADJUSTABLE` fields differ.
 
     Raises:
         TrainingError: naming every field that differs.
     """
     then = json.loads(file.read_text(encoding="utf-8"))
     differs = list(_differences("", then, json.loads(json.dumps(now))))
-    if differs:
+    adjustable = [text for text in differs if text.partition(":")[0] in {f"training.{name}" for name in ADJUSTABLE}]
+    if differs and not (adjust and adjustable == differs):
+        more = ", or adjust (beside resume) to go on with these values from here" if adjustable == differs else ""
         raise TrainingError(
             f"{file.parent}: a run must go on with the model and recipe it began with. What differs now:\n"
-            f"{listing(differs)}\nRestore these, choose another out, or pass overwrite."
+            f"{listing(differs)}\nRestore these, choose another out, or pass overwrite{more}."
         )
+    return adjustable
 
 
 def _differences(path: str, then: Any, now: Any) -> Iterator[str]:
