@@ -98,29 +98,32 @@ def carries(model: nn.Module) -> None:
     optimizer.step()  # no gradients, no complaint
 
 
-def main(kind: str, folder: Path) -> None:
+def shared(kind: str, folder: Path) -> nn.Module:
+    """Return the model, shared by two processes."""
+    if kind == "ddp":
+        return nn.parallel.DistributedDataParallel(make())
+    from transformers.distributed import DistributedConfig  # noqa: PLC0415
+
+    model = transformers.MixtralForCausalLM.from_pretrained(
+        folder / "model", dtype=torch.float64, distributed_config=DistributedConfig(fsdp_size=2)
+    )
+    model.set_experts_implementation("eager")
+    assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    return model
+
+
+def main(folder: Path, kinds: Sequence[str]) -> None:
     """Run every schedule in this process's part of the world; process 0 saves what came of them."""
     torch.set_num_threads(1)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.distributed.init_process_group("gloo")
-    runs = {}
-    for name, stages in SCHEDULES.items():
-        if kind == "ddp":
-            model: nn.Module = nn.parallel.DistributedDataParallel(make())
-        else:
-            from transformers.distributed import DistributedConfig  # noqa: PLC0415
-
-            model = transformers.MixtralForCausalLM.from_pretrained(
-                folder / "model", dtype=torch.float64, distributed_config=DistributedConfig(fsdp_size=2)
-            )
-            model.set_experts_implementation("eager")
-            assert any(isinstance(parameter, DTensor) for parameter in model.parameters())
-        runs[name] = run(model, stages, rank, size)
-    carries(model)
-    if rank == 0:
-        torch.save({name: vars(one) for name, one in runs.items()}, folder / f"{kind}.pt")
+    for kind in kinds:
+        runs = {name: run(shared(kind, folder), stages, rank, size) for name, stages in SCHEDULES.items()}
+        carries(shared(kind, folder))
+        if rank == 0:
+            torch.save({name: vars(one) for name, one in runs.items()}, folder / f"{kind}.pt")
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2].split(","))

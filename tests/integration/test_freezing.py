@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.integration import freezing_ranks as pico
+from tests.integration.two_processes import two_processes
 from torch.testing import assert_close
 from transformers import MixtralForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
@@ -228,22 +226,18 @@ def test_a_model_trained_again_starts_at_the_first_stage(tmp_path: Path) -> None
     assert seen == [False, False, True]
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run all schedules in two processes, by DistributedDataParallel and by FSDP2."""
+    folder = tmp_path_factory.mktemp("shared")
+    pico.make().save_pretrained(folder / "model")
+    two_processes("freezing_ranks", folder, "ddp,fsdp2")
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_two_processes_do_what_one_does(kind: str, tmp_path: Path, alone: dict[str, pico.Run]) -> None:
-    pico.make().save_pretrained(tmp_path / "model")
-    script, root = Path(pico.__file__), Path(__file__).parents[2]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
-    done = subprocess.run(
-        [*command, kind, str(tmp_path)],
-        check=False,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name, saved in torch.load(tmp_path / f"{kind}.pt", weights_only=True).items():
+def test_two_processes_do_what_one_does(kind: str, shared: Path, alone: dict[str, pico.Run]) -> None:
+    for name, saved in torch.load(shared / f"{kind}.pt", weights_only=True).items():
         two, one = pico.Run(**saved), alone[name]
         check(two, pico.SCHEDULES[name])
         assert two.steps == one.steps

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
-import subprocess
-import sys
 import weakref
 from dataclasses import replace
 from functools import cache
@@ -18,6 +15,7 @@ import torch
 import transformers
 from tests.integration import objective_ranks as ranks
 from tests.integration.objective_ranks import Case
+from tests.integration.two_processes import two_processes
 from torch.optim.optimizer import _global_optimizer_post_hooks as STEP_HOOKS
 from torch.testing import assert_close
 
@@ -43,7 +41,6 @@ from moesaic.training.teacher import EnsembleTeacher
 EXACT: dict[str, float] = {"rtol": 0, "atol": 1e-14}
 """float64: gradients of about 1, summed in another order."""
 CASES = list(ranks.cases())
-ROOT = Path(__file__).parents[2]
 
 
 @cache
@@ -62,17 +59,7 @@ def test_one_process_has_the_gradient_of_the_whole_batch(case: Case) -> None:
 
 
 def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    done = subprocess.run(
-        [*command, "-m", "tests.integration.objective_ranks", str(tmp_path / "two.pt")],
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes("objective_ranks", tmp_path / "two.pt")
     two = torch.load(tmp_path / "two.pt")
     for case in CASES:
         found, wanted = two.pop(case.name), whole(case.model, case.losses)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +15,7 @@ import transformers
 from tests.integration import pico, spliceable, teacher_ranks
 from tests.integration import training_picos as picos
 from tests.integration.test_pairs import load, samples, upcycle
+from tests.integration.two_processes import two_processes
 from torch.testing import assert_close
 
 import moesaic
@@ -364,12 +362,7 @@ def test_a_lora_student_has_a_lora_teacher() -> None:
 
 
 def test_two_processes_distil_as_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    root = Path(__file__).parents[2]
-    subprocess.run(
-        [*command, "-m", "tests.integration.teacher_ranks", str(tmp_path / "found")],
-        check=True, cwd=root, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-    )  # fmt: skip
+    two_processes("teacher_ranks", tmp_path / "found")
     found, said = torch.load(tmp_path / "found")
     want = teacher_ranks.trained(Ranks())
     assert found.keys() == want.keys()

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +12,11 @@ import transformers
 from safetensors import safe_open
 from tests.integration.training_picos import collate, examples, mixtral, objective, plain
 from tests.integration.training_ranks import BATCH, DTYPES, LOOPS, WAYS
+from tests.integration.two_processes import two_processes
 from torch.testing import assert_close
 
 from moesaic.observing import observe
 
-ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("training_ranks.py")
 BOUNDS: dict[torch.dtype, dict[str, float]] = {
     torch.float64: {"rtol": 0, "atol": 1e-12},  # the order of sums
@@ -37,16 +34,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run all loops of all ways in two processes."""
     folder = tmp_path_factory.mktemp("ways")
     mixtral().save_pretrained(folder / "moe")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(SCRIPT)]
-    done = subprocess.run(
-        [*command, str(folder), ",".join(WAYS)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes("training_ranks", folder, ",".join(WAYS))
     return folder
 
 
