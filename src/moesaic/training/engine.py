@@ -211,10 +211,9 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
         checkpointing.save_tensors(beside / checkpointing.OPTIMIZER, states, run.ranks)
         checkpointing.save_random(beside, run.ranks)
         if run.ranks.rank == 0:
-            groups = [{key: group[key] for key in ("lr", "initial_lr")} for group in optimizer.param_groups]
             whole = self._scheduler.state_dict()
             scheduler = {key: whole[key] for key in ("last_epoch", "_step_count", "_last_lr")}
-            state = {"step": step, "groups": groups, "scheduler": scheduler, "tokens": run.progress.tokens}
+            state = {"step": step, "scheduler": scheduler, "tokens": run.progress.tokens}
             checkpointing.write_json(beside / checkpointing.STATE, state)
             self.state.save_to_json(str(beside / "trainer_state.json"))
             if run.teacher is not None:
