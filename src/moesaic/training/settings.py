@@ -36,7 +36,9 @@ def check(recipe: Recipe) -> None:
     if how.lora and how.parallel != "data":
         faults.append(f"lora: adapters train with parallel 'data' only. Got '{how.parallel}'")
     if how.lora and recipe.stages:
-        faults.append("lora: adapters stand on the experts alone, so there are no stages. Pass stages none (--stages none), or lora 0")
+        faults.append(
+            "lora: adapters stand on the experts alone, so there are no stages. Pass --stages none, or --lora 0"
+        )
     if how.optimizer_state and not Path(how.optimizer_state).exists():
         faults.append(f"optimizer_state: it must exist. Got {how.optimizer_state}")
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("1", "true"):
