@@ -20,6 +20,7 @@ from typing import Any
 from moesaic.calibration.ranks import Ranks
 from moesaic.errors import TrainingError, listing
 from moesaic.lazy import np, torch
+from moesaic.training.shards import cut_like, whole
 
 MARKER = "complete.json"
 MODEL = "model.safetensors"
@@ -84,28 +85,11 @@ def save_tensors(file: Path, tensors: Iterable[tuple[str, torch.Tensor]], ranks:
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        full = gathered(tensor)
+        full = whole(tensor)
         if ranks.rank == 0:
             held[name] = full.detach().cpu().contiguous()
     if ranks.rank == 0:
         save_file(held, file)
-
-
-def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in one piece, where FSDP2 or expert parallelism has cut it."""
-    from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def cut_like(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return this process's part of a tensor that all processes have whole, cut as another is."""
-    from torch.distributed.tensor import DTensor, distribute_tensor  # noqa: PLC0415  # needs torch
-
-    moved = full.to(like.device)
-    if not isinstance(like, DTensor):
-        return moved
-    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def named(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -12,7 +12,8 @@ from typing import Any
 from moesaic.calibration.ranks import Ranks
 from moesaic.errors import TrainingError
 from moesaic.lazy import torch
-from moesaic.training.checkpointing import checkpoints, gathered
+from moesaic.training.checkpointing import checkpoints
+from moesaic.training.shards import whole
 
 REMEDY = (
     "Lower the learning rate, lengthen the warm-up, clip gradients, or look at these examples; then pass resume and "
@@ -83,7 +84,7 @@ class Guard:
         Raises:
             TrainingError: naming step, examples and the first layer that is not finite, in every process.
         """
-        judged = gathered(torch.as_tensor(norm))
+        judged = whole(torch.as_tensor(norm))
         # The norm is the same in all processes, which then agree, and is not finite where a loss is not.
         if ranks.size == 1 and self._loss is not None:
             judged = judged.to(self._loss.device) + self._loss

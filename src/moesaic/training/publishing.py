@@ -12,7 +12,8 @@ from moesaic.calibration.ranks import Ranks
 from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, torch_dtype
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
-from moesaic.training.checkpointing import gathered, named, write_json
+from moesaic.training.checkpointing import named, write_json
+from moesaic.training.shards import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,7 +45,7 @@ def write_model(
         model: bare; cut among processes or not. config: what `config_of` said before training.
         source: the folder that it was loaded from. save: the task's own files.
     """
-    state = {name: gathered(tensor).detach().cpu() for name, tensor in named(model)}
+    state = {name: whole(tensor).detach().cpu() for name, tensor in named(model)}
     if ranks.rank:
         return
     _write_weights(_as_on_disk(model, state, source), source, to)
@@ -100,8 +101,8 @@ def _write_weights(tensors: dict[str, torch.Tensor], source: DenseCheckpoint, to
         dtype = torch_dtype(place.info.dtype) if place else tensor.dtype
         shards.setdefault(place.file.name if place else last, {})[name] = tensor.to(dtype)
     for file, held in shards.items():
-        whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in held.items()}
-        save_file(whole, to / file, metadata={"format": "pt"})
+        own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in held.items()}
+        save_file(own, to / file, metadata={"format": "pt"})
     if len(source.files) > 1 or (source.folder / INDEX).exists():
         total = sum(tensor.numel() * tensor.itemsize for held in shards.values() for tensor in held.values())
         weight_map = {name: file for file, held in sorted(shards.items()) for name in sorted(held)}

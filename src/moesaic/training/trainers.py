@@ -80,6 +80,11 @@ def install(trainer: Trainer, objective: RouterObjective) -> RouterCallback:
         ObservationError, ObjectiveError, ValueError: as `RouterObjective.attach` does.
     """
     host: Any = trainer
+    if any(isinstance(one, RouterCallback) for one in host.callback_handler.callbacks):
+        raise ObjectiveError(
+            f"{type(trainer).__name__}: install must be called once. Got a second call. Give all losses to one "
+            "RouterObjective."
+        )
     if objective.attached:
         refuse_pooled_loss(inner(host.model))  # a trainer may have turned it on since
     else:
