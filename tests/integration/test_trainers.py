@@ -332,3 +332,10 @@ def test_lora_on_experts_under_a_trainer(tmp_path: Path) -> None:
     host.train()
     assert_close(weights(host.model), want, **EXACT)
     assert differ(bare, want, "modules_to_save.default.weight") > 1e-3
+
+
+def test_install_is_called_once(tmp_path: Path) -> None:
+    host = trainer(mixtral(), tmp_path)
+    install(host, objective())
+    with pytest.raises(ObjectiveError, match="must be called once"):
+        install(host, objective())
