@@ -62,7 +62,9 @@ ROWS: dict[str, tuple[RouterLoss, ...]] = {
     "load_balancing": (LoadBalancing(),),
     "load_balancing + router_z": (LoadBalancing(), RouterZ()),
     "dpsl, alpha 0.25": (Dpsl(alpha=ALPHA),),
+    "dpsl, alpha 0.25, weight 10": (Dpsl(alpha=ALPHA, weight=10.0),),
     "dpsl, prose and code apart": (Dpsl(priors=halves()),),
+    "dpsl, prose and code apart, weight 10": (Dpsl(priors=halves(), weight=10.0),),
 }
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pydoc_data.topics import topics  # chapters of Python's manual, in every Python
 from typing import Any
@@ -23,8 +23,8 @@ from moesaic.modeling.loading import load
 from moesaic.recipes.continued_pretraining import continued_pretraining
 from moesaic.running import Trained, train
 from moesaic.spec import Layers, MoESpec
-from moesaic.training.recipe import Recipe, Training
-from moesaic.training.stages import two_stages
+from moesaic.training.recipe import Loss, Recipe, Training
+from moesaic.training.stages import Stage, two_stages
 
 SOURCE = "smollm2-135m"
 PROMPTS = ("The capital of France is", "The opposite of hot is", "Once upon a time, there was a")
@@ -32,6 +32,8 @@ NEW_TOKENS = 12
 WINDOW = 128
 TRAINING = Training(steps=16, batch_size=4, learning_rate=1e-4, log_every=4, evaluate_every=8)
 """8,192 tokens: a minute for the MoE on two cores."""
+ROUTER_RATE = 2e-2
+"""A fresh router is nearly uniform; in 16 steps DPSL shapes it only if it moves this fast."""
 
 
 @dataclass(frozen=True)
@@ -81,15 +83,16 @@ def run(out: Path, *, overwrite: bool, say: Callable[[str], None], progress: Pro
     dense = _answers(resolve(SOURCE), "answer (dense)", progress)
     moe = _answers(folder, "answer (MoE)", progress)
     recipes = (
-        _recipe(folder, out / "moe-run", losses=(Dpsl(),), stages=two_stages()),
-        _recipe(Path(SOURCE), out / "dense-run", losses=(), stages=()),
+        _recipe(folder, out / "moe-run", replace(TRAINING, router_learning_rate=ROUTER_RATE), (Dpsl(),), two_stages()),
+        _recipe(Path(SOURCE), out / "dense-run", TRAINING, (), ()),
     )
     trained = [train(recipe, say=say, progress=progress) for recipe in recipes]
     return Demo(folder, made.certificate, list(zip(PROMPTS, dense, moe, strict=True)), *trained)
 
 
-def _recipe(model: Path, out: Path, **objective: Any) -> Recipe:
-    return continued_pretraining(str(model), list(topics.values()), out, window=WINDOW, training=TRAINING, **objective)
+def _recipe(model: Path, out: Path, training: Training, losses: Sequence[Loss], stages: Sequence[Stage]) -> Recipe:
+    text = list(topics.values())
+    return continued_pretraining(str(model), text, out, window=WINDOW, losses=losses, stages=stages, training=training)
 
 
 def _answers(folder: Path, stage: str, progress: Progress) -> list[str]:
