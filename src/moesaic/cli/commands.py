@@ -166,6 +166,8 @@ def demo(args: list[str]) -> None:
     show.table("Certificate: dense against MoE, step 0", result.certificate.rows())
     show.table("The same prompts", result.answers, ("prompt", "dense", "MoE"))
     show.table("Training the MoE: two stages, DPSL", result.moe.rows())
+    if result.moe.certificate:
+        show.table("Certificate: dense against MoE, after training", result.moe.certificate["summary"].items())
     title = f"Both trained on the same {result.moe.tokens:,} tokens"
     show.table(title, result.losses(), ("model", "held-out loss before, nats per token", "after"))
     show.OUT.print(f"Wrote {result.folder} and {result.moe.folder}: they load with transformers' from_pretrained.")
