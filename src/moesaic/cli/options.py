@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, get_type_hi
 import tyro
 
 from moesaic.architectures.sparse import Runtime
-from moesaic.cli.parsing import parsed
+from moesaic.cli.parsing import parsed, taken
 from moesaic.cli.usage import UsageError
 from moesaic.convert import Options, Writing
 from moesaic.errors import did_you_mean
@@ -205,16 +205,8 @@ def _plain(method: type[Method]) -> type[Any]:
 
 def _named(args: list[str], flag: str, default: str | None, known: dict[str, type[Any]]) -> tuple[list[str], Any]:
     """Take `flag NAME` out of the arguments; return what is left and the method of that name."""
-    rest: list[str] = []
-    name = default
-    words = iter(args)
-    for word in words:
-        if word == flag:
-            name = next(words, "")
-        elif word.startswith(flag + "="):
-            name = word.partition("=")[2]
-        else:
-            rest.append(word)
+    rest, given = taken(args, flag)
+    name = default if given is None else given
     if name is None:
         return rest, None
     if name not in known:

@@ -13,7 +13,7 @@ import tyro
 
 from moesaic import recipes
 from moesaic.cli.describing import explained, field, record, record_of
-from moesaic.cli.parsing import parsed
+from moesaic.cli.parsing import parsed, taken
 from moesaic.cli.usage import UsageError
 from moesaic.errors import TrainingError, did_you_mean
 from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
@@ -142,7 +142,7 @@ def known_schedules() -> dict[str, Callable[..., tuple[Stage, ...]]]:
 
 def _losses(args: list[str], default: Sequence[Loss]) -> tuple[list[str], list[_Part]]:
     """Take `--losses a,b` out; return what is left, and each loss's flags with the recipe's values as defaults."""
-    rest, said = _taken(args, "--losses")
+    rest, said = taken(args, "--losses")
     given: dict[str, Method] = {loss.name(): loss for loss in default}
     known = known_losses()
     names = list(given) if said is None else [word for word in said.replace("-", "_").split(",") if word != NONE]
@@ -156,7 +156,7 @@ def _losses(args: list[str], default: Sequence[Loss]) -> tuple[list[str], list[_
 
 def _stages(args: list[str], default: Sequence[Stage]) -> tuple[list[str], list[_Part]]:
     """Take `--stages NAME` out; the recipe's own are known by a name where they are those of a schedule's defaults."""
-    rest, said = _taken(args, "--stages")
+    rest, said = taken(args, "--stages")
     known = known_schedules()
     own = next((name for name, make in known.items() if default and make() == tuple(default)), None)
     name = own if said is None else said.replace("-", "_")
@@ -174,7 +174,7 @@ def _made_stages(parts: Sequence[_Part], options: Any, args: list[str], default:
     if parts:
         found: tuple[Stage, ...] = parts[0].made(options)
         return found
-    return () if _taken(args, "--stages")[1] == NONE else tuple(default)
+    return () if taken(args, "--stages")[1] == NONE else tuple(default)
 
 
 def _teacher(args: list[str]) -> tuple[list[str], list[_Part]]:
@@ -189,21 +189,6 @@ def _teacher(args: list[str]) -> tuple[list[str], list[_Part]]:
 
     part = _of_method("eesd", Eesd, None)
     return [word for word in args if word != "--eesd"], [_Part(part.name, part.record, make)]
-
-
-def _taken(args: list[str], flag: str) -> tuple[list[str], str | None]:
-    """Take `flag VALUE` or `flag=VALUE` out of the arguments."""
-    rest: list[str] = []
-    value: str | None = None
-    words = iter(args)
-    for word in words:
-        if word == flag:
-            value = next(words, "")
-        elif word.startswith(flag + "="):
-            value = word.partition("=")[2]
-        else:
-            rest.append(word)
-    return rest, value
 
 
 def _of_method(name: str, cls: type[Method], given: Method | None) -> _Part:

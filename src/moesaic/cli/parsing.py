@@ -43,6 +43,21 @@ def parsed(options: type[T], command: str, args: list[str]) -> T:
     raise UsageError(_in_our_form(refusal.getvalue(), command)) from None
 
 
+def taken(args: list[str], flag: str) -> tuple[list[str], str | None]:
+    """Take `flag VALUE` or `flag=VALUE` out of the arguments; return what is left, and the last value."""
+    rest: list[str] = []
+    value: str | None = None
+    words = iter(args)
+    for word in words:
+        if word == flag:
+            value = next(words, "")
+        elif word.startswith(flag + "="):
+            value = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return rest, value
+
+
 def _flags(options: type[Any], command: str) -> list[str]:
     """Return every option of a command, as its help writes them."""
     text = io.StringIO()
