@@ -52,6 +52,14 @@ class TrainingError(MoesaicError):
     """A training run that can't start, go on, or be resumed."""
 
 
+class EvaluationError(MoesaicError):
+    """A model or data that can't be measured by a task."""
+
+
+class StudyError(MoesaicError):
+    """A study that can't start, go on, or be told of."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string.
 
