@@ -179,6 +179,26 @@ def test_adapters_are_merged_into_a_plain_checkpoint(model: Path, tmp_path: Path
     assert train(recipe(model, tmp_path / "run", **given), resume=True).losses == made.losses
 
 
+def test_a_dense_model_takes_adapters_on_its_linears(tmp_path: Path) -> None:
+    """Linears that train move; what is frozen, embeddings and norms do not."""
+    folder = tmp_path / "dense"
+    pico.save_text(folder, "llama", num_hidden_layers=2)
+    given = {**PLAIN, "lora": 2, "losses": (), "frozen": ("model.layers.0",), "learning_rate": 1e-2}
+    made = train(recipe(folder, tmp_path / "run", **given))
+    before, after = (dict(moesaic.load(one).named_parameters()) for one in (folder, made.folder))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "layers.1" in name and "proj" in name}
+
+
+def test_frozen_modules_stand_still_and_unknown_ones_are_named(model: Path, tmp_path: Path) -> None:
+    made = train(recipe(model, tmp_path / "run", **PLAIN, frozen=("model.embed_tokens", "model.layers.0.self_attn")))
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, made.folder))
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == {name for name in before if "embed_tokens" in name or "layers.0.self_attn" in name}
+    with pytest.raises(TrainingError, match=r"frozen must name modules of the model\. Got 'model.encode'"):
+        train(recipe(model, tmp_path / "wrong", **PLAIN, frozen=("model.encode",)))
+
+
 @pytest.mark.parametrize("changes", [{"checkpointing": True}, {"schedule": "cosine", "clip": 0.0}, {"epochs": 0.5}])
 def test_ways_of_training(model: Path, tmp_path: Path, changes: dict[str, object]) -> None:
     steps = None if "epochs" in changes else 4

@@ -1,4 +1,4 @@
-"""A learning rate of the routers' own."""
+"""Learning rates of a role's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mixtral() -> torch.nn.Module:
     return transformers.MixtralForCausalLM(config)
 
 
-def test_routers_alone_take_the_rate_and_keep_what_else_their_group_says() -> None:
+def test_roles_take_their_rates_and_keep_what_else_their_group_says() -> None:
     model = mixtral()
     optimizer = torch.optim.AdamW(
         [
@@ -28,15 +28,18 @@ def test_routers_alone_take_the_rate_and_keep_what_else_their_group_says() -> No
         ],
         lr=1e-5,
     )
-    set_apart(optimizer, model, 1e-2)
+    set_apart(optimizer, model, {"router": 1e-2, "down": 1e-3})
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     rates = {names[id(one)]: group["lr"] for group in optimizer.param_groups for one in group["params"]}
-    assert rates == {name: 1e-2 if name.endswith("mlp.gate.weight") else 1e-5 for name in names.values()}
+    own = {"mlp.gate.weight": 1e-2, "experts.down_proj": 1e-3}
+    said = {name: next((rate for end, rate in own.items() if name.endswith(end)), 1e-5) for name in names.values()}
+    assert rates == said
+    assert set(said.values()) == {1e-2, 1e-3, 1e-5}
     assert optimizer.param_groups[-1]["weight_decay"] == 0.1
 
 
 def test_frozen_routers_are_refused() -> None:
     model = mixtral()
     rest = [parameter for name, parameter in model.named_parameters() if "gate.weight" not in name]
-    with pytest.raises(TrainingError, match="must have routers that train"):
-        set_apart(torch.optim.AdamW(rest), model, 1e-2)
+    with pytest.raises(TrainingError, match="must have such parameters that train"):
+        set_apart(torch.optim.AdamW(rest), model, {"router": 1e-2})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from moesaic.experts.base import ExpertInit
+from moesaic.experts.copies import CopyInit
 from moesaic.experts.draws import redrawn, subset
 from moesaic.ffn import FFN, NEURON_AXIS
 from moesaic.lazy import torch
@@ -18,7 +18,7 @@ from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
-class DropUpcycling(ExpertInit):
+class DropUpcycling(CopyInit):
     """Makes copies of the dense FFN in which a fraction of the neurons is redrawn, another fraction in every expert.
 
     New values are normal with the mean and standard deviation of those they replace, matrix by matrix. Experts differ
@@ -33,6 +33,7 @@ class DropUpcycling(ExpertInit):
         ratio: fraction of the neurons that is redrawn, 0 to 1; 0 is `sparse_upcycling`.
         index_mode: `shared` redraws whole neurons, as the paper says; `per_matrix` draws a set for each matrix, as the
             authors' script does, so that at ratio 0.5 only 12.5 % of the neurons stay intact.
+        shares_mode: beside a shared expert, `halved` gives each half the output; `full` starts at twice the dense one.
 
     >>> DropUpcycling(ratio=0).identical(LayerSpec(8, 2, 4, 8, 8))
     True
@@ -45,7 +46,7 @@ class DropUpcycling(ExpertInit):
         return self._count(layer) == 0
 
     def preserves_function(self, layer: LayerSpec) -> bool:
-        return self._count(layer) == 0 and layer.normalize_gates
+        return self._count(layer) == 0 and layer.normalize_gates and not self.doubles(layer)
 
     def working_bytes(self, layer: LayerSpec, item_bytes: int) -> int:
         """The matrices in the dense dtype; before the last of them, its old neurons, these in float32 and the draws."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from moesaic.experts.base import ExpertInit
+from moesaic.experts.copies import CopyInit
 from moesaic.experts.draws import noisy, normal_like, redrawn, subset, wide
 from moesaic.ffn import FFN, NEURON_AXIS
 from moesaic.lazy import torch
@@ -27,7 +27,7 @@ NEURONS = 1024
 
 
 @dataclass(frozen=True)
-class NoiseUpcycling(ExpertInit):
+class NoiseUpcycling(CopyInit):
     """Makes copies of the dense FFN that differ by noise on gate, up and down; biases are copied.
 
     Mild noise (`relative`, `rotate`) parts the experts at almost the dense loss; `add_rows` and `replace_elements` are
@@ -46,6 +46,7 @@ class NoiseUpcycling(ExpertInit):
         fraction: share of neurons or entries, 1e-6 to 1 (`add_rows`, `replace_elements`).
         std: standard deviation of the noise in units of the weight, 1e-9 to 10 (`add_rows`).
         strength: noise in units of std(W), or angle in radians, standard deviation, 1e-9 to 10 (`relative`, `rotate`).
+        shares_mode: beside a shared expert, `halved` gives each half the output; `full` starts at twice the dense one.
 
     Raises:
         ValueError: also where a field is given that the mode does not use.
@@ -64,7 +65,7 @@ class NoiseUpcycling(ExpertInit):
         super().__post_init__()
         for item in fields(self):
             value = getattr(self, item.name)
-            if item.name not in {"mode", "sides"} | USED[self.mode] and value != item.default:
+            if item.name not in {"mode", "sides", "shares_mode"} | USED[self.mode] and value != item.default:
                 raise ValueError(
                     f"{self.name()}: {item.name} must be left out, mode {self.mode} ignores it. Got {value}."
                 )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
-from moesaic.experts.base import ExpertInit
+from moesaic.experts.copies import CopyInit
 from moesaic.ffn import FFN, MATRICES
 from moesaic.seeds import Stream
 from moesaic.shapes import Matrix
@@ -15,7 +14,7 @@ from moesaic.stats import UNSEEN, Seen
 
 
 @dataclass(frozen=True)
-class SparseUpcycling(ExpertInit):
+class SparseUpcycling(CopyInit):
     """Makes E exact copies of the dense FFN.
 
     With renormalised gates the layer equals the dense FFN for any router, so training starts from the dense loss: the
@@ -33,11 +32,6 @@ class SparseUpcycling(ExpertInit):
     (0.5, 0.5)
     """
 
-    shares_mode: Literal["halved", "full"] = "halved"
-
-    def shares(self, layer: LayerSpec) -> tuple[float, float]:
-        return (1.0, 1.0) if self.shares_mode == "full" else super().shares(layer)
-
     def verbatim(self, layer: LayerSpec) -> frozenset[Matrix]:
         return MATRICES
 
@@ -45,7 +39,7 @@ class SparseUpcycling(ExpertInit):
         return True
 
     def preserves_function(self, layer: LayerSpec) -> bool:
-        return layer.normalize_gates and not (layer.shared_expert and self.shares_mode == "full")
+        return layer.normalize_gates and not self.doubles(layer)
 
     def experts(self, dense: FFN, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> Iterator[FFN]:
         for _ in range(layer.num_experts):

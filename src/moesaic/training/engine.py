@@ -23,6 +23,7 @@ from moesaic.training.objective import RouterObjective
 from moesaic.training.progress import Progress, Say
 from moesaic.training.rates import set_apart
 from moesaic.training.recipe import Examples, Prepared, Training
+from moesaic.training.stages import Role
 from moesaic.training.teacher import EnsembleTeacher
 
 EXAMPLES = "moesaic_examples"
@@ -117,10 +118,12 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
         return inner(whole)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
-        """Make the optimizer; routers with a rate of their own get groups of their own."""
+        """Make the optimizer; roles with a rate of their own get groups of their own."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        if self.run.how.router_learning_rate is not None:
-            set_apart(optimizer, self.bare, self.run.how.router_learning_rate)
+        how = self.run.how
+        own: dict[Role, float | None] = {"router": how.router_learning_rate, "down": how.down_learning_rate}
+        if rates := {role: rate for role, rate in own.items() if rate is not None}:
+            set_apart(optimizer, self.bare, rates)
         return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Order:

@@ -69,8 +69,12 @@ class Training:
     Args:
         steps: optimizer steps; None: as many as `epochs` make. epochs: passes over the data.
         batch_size: examples per device and micro-batch. accumulate: micro-batches per optimizer step.
-        learning_rate: at its peak. router_learning_rate: that of the routers; None: the same. Losses that shape routing
-            within few steps need a higher one than pretrained weights bear.
+        learning_rate: at its peak.
+        router_learning_rate: that of the routers; None: the same. Losses that shape routing within few steps need a
+            higher one than pretrained weights bear.
+        down_learning_rate: that of the routed experts' last linears; None: the same. Where they start near zero they
+            bear a higher one.
+        frozen: modules that never train, by their path in the model (`model.encoder`).
         schedule: after warm-up. warmup: share of the steps. weight_decay: of matrices.
         clip: norm to which gradients are clipped; 0: not at all.
         precision: of matrix products; weights and optimizer state stay float32.
@@ -79,7 +83,8 @@ class Training:
         trackers: where scalars go beside log.jsonl: tensorboard, wandb, or another that accelerate knows.
         checkpointing: recompute activations in backward. compile: by torch.compile.
         parallel: what several processes under torchrun share: data (DDP), fsdp2 (weights too), experts.
-        lora: rank of adapters on the experts, all else frozen; 0: train the weights themselves.
+        lora: rank of adapters, all else frozen: on the experts, or on every linear of a dense model; 0: train the
+            weights themselves.
         optimizer_state: folder of a dense run whose AdamW state the experts start from; None: start afresh.
     """
 
@@ -89,6 +94,8 @@ class Training:
     accumulate: int = 1
     learning_rate: float = 2e-5
     router_learning_rate: float | None = None
+    down_learning_rate: float | None = None
+    frozen: tuple[str, ...] = ()
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: float = 0.02
     weight_decay: float = 0.01

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration.ranks import Ranks, device
-from moesaic.errors import ObservationError, TrainingError
+from moesaic.errors import ObservationError, TrainingError, did_you_mean
+from moesaic.lazy import torch
 from moesaic.observing import Observer, moe_blocks
 from moesaic.training import settings
 from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
@@ -127,6 +128,7 @@ def _engine(made: Run, recipe: Recipe) -> Engine:
     from transformers import TrainingArguments  # noqa: PLC0415  # seconds of import, needed here only
 
     how = recipe.training
+    _freeze(made.prepared.model, how.frozen)
     model: Any = _adapted(made.prepared.model, how)
     model.config.use_cache = False
     if how.checkpointing:
@@ -167,21 +169,47 @@ def _observe(engine: Engine, recipe: Recipe) -> None:
 
 
 def _adapted(model: Any, how: Training) -> Any:
-    """Return the model with adapters on its experts, all else frozen; or as it is."""
+    """Return the model with adapters on its experts, or on all linears of a dense one; or as it is."""
     if not how.lora:
         return model
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # an extra
 
     names = [name for name, one in model.named_parameters() if ".experts." in name and one.ndim == 3]
-    if not names:
-        raise TrainingError(
-            f"{type(model).__name__}: adapters must have experts to stand on. It has none. Upcycle it first."
-        )
     ends = sorted({".".join(name.rsplit(".", 3)[-3:]) for name in names})
-    config = LoraConfig(
-        r=how.lora, lora_alpha=LORA_ALPHA * how.lora, lora_dropout=0.0, target_modules=[], target_parameters=ends
+    where: dict[str, Any] = (
+        {"target_modules": [], "target_parameters": ends} if ends else {"target_modules": _linears(model)}
     )
+    config = LoraConfig(r=how.lora, lora_alpha=LORA_ALPHA * how.lora, lora_dropout=0.0, **where)
     return get_peft_model(model, config)
+
+
+def _linears(model: Any) -> list[str]:
+    """Return the linears of a dense model that train, but for its output head."""
+    head = model.get_output_embeddings()
+    found = [
+        name
+        for name, one in model.named_modules()
+        if isinstance(one, torch.nn.Linear) and one is not head and one.weight.requires_grad
+    ]
+    if not found:
+        raise TrainingError(
+            f"{type(model).__name__}: adapters must have linears that train to stand on. All are frozen. Freeze less."
+        )
+    return found
+
+
+def _freeze(model: Any, paths: Sequence[str]) -> None:
+    """Freeze modules for good, before the optimizer is made."""
+    modules = dict(model.named_modules())
+    for path in paths:
+        if path not in modules:
+            raise TrainingError(
+                f"{type(model).__name__}: frozen must name modules of the model. Got '{path}'."
+                f"{did_you_mean(path, modules)}"
+            )
+        modules[path].requires_grad_(False)  # noqa: FBT003  # torch's own
+    if not any(one.requires_grad for one in model.parameters()):
+        raise TrainingError(f"{type(model).__name__}: some parameter must train. All are frozen. Freeze less.")
 
 
 def _checkpoint(model: Any) -> None:

@@ -59,6 +59,7 @@ def _number(how: Training) -> list[str]:
         ("learning_rate", how.learning_rate > 0, "above 0"),
         ("warmup", 0 <= how.warmup < 1, "a share of the steps, 0-1"),
         ("router_learning_rate", how.router_learning_rate is None or how.router_learning_rate > 0, "above 0, or None"),
+        ("down_learning_rate", how.down_learning_rate is None or how.down_learning_rate > 0, "above 0, or None"),
         ("weight_decay", how.weight_decay >= 0, "0 or more"),
         ("clip", how.clip >= 0, "0 or more"),
         ("log_every", how.log_every >= 0, "0 or more"),
