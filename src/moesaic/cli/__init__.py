@@ -20,7 +20,7 @@ COMMANDS = {
     "calibrate": "run the dense model over your data, for methods that learn from it",
     "methods": "expert and router inits, with papers",
     "architectures": "which dense models become which sparse classes",
-    "sources": "small real models that come inside packages",
+    "sources": "small real models and data that come inside packages; writes the data",
 }
 
 
@@ -83,7 +83,7 @@ def _of_options(error: ValueError) -> bool:
     name = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
     checks = ("moesaic.spec", "moesaic.method", "moesaic.convert", "moesaic.calibrating")
     training = ("moesaic.losses.", "moesaic.training.stages", "moesaic.training.recipe", "moesaic.training.tasks.")
-    return name in checks or name.startswith(training)
+    return name in checks or name.startswith((*training, "moesaic.corpora."))
 
 
 def _fail(code: int, message: str) -> int:

@@ -10,6 +10,7 @@ from moesaic.cli import show
 from moesaic.cli.options import ArchitecturesOptions, CertifyOptions, DemoOptions, PlanOptions, UpcycleOptions, parse
 from moesaic.cli.options_calibrate import CalibrateOptions
 from moesaic.cli.parsing import parsed
+from moesaic.cli.usage import UsageError
 from moesaic.convert import Options
 from moesaic.method import Method, registry
 
@@ -221,12 +222,27 @@ def _ffns(source: str, as_json: bool) -> None:
 
 
 def sources(args: list[str]) -> None:
-    """List the small real models."""
-    parsed(_NoOptions, "sources", args)
+    """List the small real models and the corpora, or write a corpus."""
+    from moesaic import corpora  # noqa: PLC0415  # help must not wait for them
     from moesaic.checkpoints.sources import listing  # noqa: PLC0415
+    from moesaic.cli.options_sources import SourcesOptions, parse_corpus  # noqa: PLC0415
 
-    rows = [(r.name, r.what, r.licence, f"{r.megabytes} MB", "cached" if r.cached else "") for r in listing()]
-    show.table("Small real models inside packages", rows, ("name", "what", "licence", "download", ""))
+    models = listing()
+    if args and args[0] in {row.name for row in models}:
+        raise UsageError(f"{args[0]}: it must be a corpus to be written. Got a model. Commands take it by this name.")
+    if args and not args[0].startswith("-"):
+        corpus, out, fold = parse_corpus(corpora.find(args[0]), args[1:])
+        show.OUT.print(f"Wrote {corpora.write(corpus, out, fold, say=show.say)}.", soft_wrap=True)
+        return
+    parsed(SourcesOptions, "sources", args)
+    header = ("name", "what", "licence", "download", "")
+    rows = [(r.name, r.what, r.licence, f"{r.megabytes} MB", "cached" if r.cached else "") for r in models]
+    show.table("Small real models inside packages", rows, header)
+    data = [
+        (name, c.what, c.licence, f"{c.megabytes()} MB" if c.packages else "yours", "cached" if c.is_cached() else "")
+        for name, c in corpora.known().items()
+    ]
+    show.table("Data: moesaic sources NAME OUT writes them", data, header)
 
 
 @dataclass(frozen=True)
