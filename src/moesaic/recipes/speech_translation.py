@@ -24,6 +24,8 @@ def speech_translation(
     asks: Literal["translate", "transcribe"] = "translate",
     split_by: str = "",
     held_out: float = 0.05,
+    frozen_encoder: bool = False,
+    cut: bool = False,
     losses: Sequence[Loss] = LOSSES,
     stages: Sequence[Stage] = two_stages(),
     teacher: EnsembleTeacher | None = None,
@@ -44,11 +46,13 @@ def speech_translation(
         asks: Whisper's word for the task. split_by: column whose equal values stay on one side of the held-out split;
             empty: the recording.
         held_out: share that is never trained on.
+        frozen_encoder: never train the encoder; what it makes of a recording is computed once, and kept on disk.
+        cut: hear a frozen encoder's recordings for little more than their length, not for 30 s.
         losses, teacher: of the objective. stages: who is frozen until when. training: how long and how fast.
         parent: the dense model that KL is measured to; None: the one that the MoE was made from.
 
     >>> speech_translation("moe", "data", "run").task.held_out
     0.05
     """
-    task = SpeechTranslation(data, asks, split_by, held_out)
+    task = SpeechTranslation(data, asks, split_by, held_out, frozen_encoder, cut, training.precision)
     return Recipe(task, str(model), Path(out), tuple(losses), tuple(stages), teacher, training, parent)

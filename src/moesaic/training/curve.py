@@ -18,8 +18,6 @@ from moesaic.texts import builtin
 from moesaic.training.recipe import Prepared
 from moesaic.training.targets import labelled
 
-HELD_OUT = 1024
-"""Tokens on which the held-out loss is taken, about."""
 COMPARED = 512
 """Tokens on which the parent is compared, at most."""
 HELD = 1 << 26
@@ -44,14 +42,14 @@ class Curve:
     name: str = ""
 
     @classmethod
-    def of(cls, prepared: Prepared, folder: Path, batch_size: int) -> Curve:
+    def of(cls, prepared: Prepared, folder: Path, batch_size: int, tokens: int) -> Curve:
         """Take held-out examples; where the task has none, built-in passages for a model of text.
 
         Args:
-            folder: of the model, for its tokenizer.
+            folder: of the model, for its tokenizer. tokens: of the batches, about.
         """
         if prepared.held_out is not None and len(prepared.held_out):
-            return cls(tuple(_held_out(prepared, batch_size)))
+            return cls(tuple(_held_out(prepared, batch_size, tokens)))
         return cls(tuple(_passages(prepared.model, folder)))
 
     def compare_with(self, parent: torch.nn.Module) -> str:
@@ -125,9 +123,15 @@ def _run(model: torch.nn.Module, batch: Batch) -> Any:
     names = inspect.signature(bare.forward).parameters
     takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
     kept = {name: value for name, value in batch.items() if name != GROUPS and (takes_all or name in names)}
-    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in kept.items()}
+    moved = {name: _on(device, value) for name, value in kept.items()}
     with _in_its_own_precision(bare):
         return bare(**moved, return_dict=True)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_on(device, one) for one in value)
+    return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
 @contextmanager
@@ -156,15 +160,15 @@ def _labels(model: torch.nn.Module, batch: Batch) -> int:
     return int((labels != -100).sum()) if isinstance(labels, torch.Tensor) else 1
 
 
-def _held_out(prepared: Prepared, batch_size: int) -> Iterator[Batch]:
+def _held_out(prepared: Prepared, batch_size: int, tokens: int) -> Iterator[Batch]:
     assert prepared.held_out is not None
-    tokens = 0
+    done = 0
     for start in range(0, len(prepared.held_out), batch_size):
         stop = min(start + batch_size, len(prepared.held_out))
         batch = prepared.collate([prepared.held_out[index] for index in range(start, stop)])
         yield batch
-        tokens += prepared.tokens(batch)
-        if tokens >= HELD_OUT:
+        done += prepared.tokens(batch)
+        if done >= tokens:
             return
 
 

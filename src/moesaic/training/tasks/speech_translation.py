@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import TrainingError, did_you_mean
 from moesaic.lazy import np
 from moesaic.training.recipe import Prepared
+from moesaic.training.tasks.encoded import Encoded, Precision, encode, named
 from moesaic.training.tasks.models import (
     UNSEEN,
     as_training,
@@ -38,12 +39,14 @@ class Spoken:
 
     Args:
         ids: prompt, text and end, the first of them the id that decoders begin with. prompt: how many are given.
+        recording: its name among kept encoder outputs; empty: it is encoded as it is trained on.
     """
 
     row: Row
     ids: tuple[int, ...]
     prompt: int
     group: int
+    recording: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,30 @@ class SpeechTranslation:
         split_by: column whose equal values are never divided between training and held-out rows, such as the sentence
             in its first language; empty: the recording.
         held_out: share that is never trained on.
+        frozen_encoder: never train the encoder, so that what it makes of a recording is computed once and kept on disk
+            (`tasks/encoded.py`), for this run and all others on that encoder.
+        cut: hear a frozen encoder's recording for little more than its length, not for the 30 s that Whisper fills up
+            with silence; other numbers come of it, so the model must be evaluated with `cut`, too.
+        precision: of what is kept of a frozen encoder; the run's own loses nothing.
+
+    Raises:
+        ValueError: where `cut` is asked for without `frozen_encoder`.
     """
 
     data: Source
     asks: Literal["translate", "transcribe"] = "translate"
     split_by: str = ""
     held_out: float = SHARE
+    frozen_encoder: bool = False
+    cut: bool = False
+    precision: Precision = "float32"
+
+    def __post_init__(self) -> None:
+        if self.cut and not self.frozen_encoder:
+            raise ValueError(
+                "speech translation: cut must come with frozen_encoder, as a batch is heard for one length. Got cut "
+                "alone. Set both, or neither."
+            )
 
     def prepare(self, folder: Path, seed: int) -> Prepared:
         """Load the model, tokenise the texts, and read the lengths of the recordings.
@@ -86,12 +107,17 @@ class SpeechTranslation:
             Spoken(table[place], *prompts.ids(text, table[place].values), groups[place]) for place in range(len(table))
         ]
         _check(rows, reader, text)
+        encoded = None
+        if self.frozen_encoder:
+            recordings, distinct = named([one.row for one in rows])
+            encoded = encode(model, reader, distinct, cut=self.cut, precision=self.precision)
+            rows = [replace(one, recording=name) for one, name in zip(rows, recordings, strict=True)]
         parts = split(_keys(table, self.split_by), self.held_out)
         return Prepared(
             model=model,
             train=[rows[place] for place in parts.train],
             held_out=[rows[place] for place in parts.held_out] or None,
-            collate=_Collate(reader, text.pad),
+            collate=_Collate(reader, text.pad, encoded),
             tokens=lambda batch: int(batch["decoder_attention_mask"].sum()),
             groups=names,
             save=saver(folder, model),
@@ -164,24 +190,13 @@ def _check(rows: Sequence[Spoken], reader: AudioReader, text: TextReader) -> Non
 class _Collate:
     reader: AudioReader
     pad: int
+    encoded: Encoded | None
 
     def __call__(self, rows: Sequence[Spoken]) -> dict[str, Any]:
-        extractor = self.reader.extractor
-        rate = int(extractor.sampling_rate)
-        with as_training():
-            sounds = [one.row.item().audio for one in rows]
-            waves = [sound.samples(rate) for sound in sounds if sound is not None]
-        padding = "max_length" if self.reader.fixed else True
-        # Encoders of a fixed length read silence as they read sound; others are told what is padding.
-        made = dict(
-            extractor(
-                waves,
-                sampling_rate=rate,
-                padding=padding,
-                return_attention_mask=not self.reader.fixed,
-                return_tensors="pt",
-            )
-        )
+        if self.encoded is None:
+            made = self._heard(rows)
+        else:
+            made = {"encoder_outputs": (self.encoded.batch([one.recording for one in rows]),)}
         inputs = [one.ids[:-1] for one in rows]
         labels = [np.where(np.arange(1, len(one.ids)) < one.prompt, UNSEEN, one.ids[1:]) for one in rows]
         made |= {
@@ -190,3 +205,22 @@ class _Collate:
             "labels": padded_rows(labels, UNSEEN),
         }
         return with_groups(made, [one.group for one in rows])
+
+    def _heard(self, rows: Sequence[Spoken]) -> dict[str, Any]:
+        """Return what the encoder reads of recordings."""
+        extractor = self.reader.extractor
+        rate = int(extractor.sampling_rate)
+        with as_training():
+            sounds = [one.row.item().audio for one in rows]
+            waves = [sound.samples(rate) for sound in sounds if sound is not None]
+        padding = "max_length" if self.reader.fixed else True
+        # Encoders of a fixed length read silence as they read sound; others are told what is padding.
+        return dict(
+            extractor(
+                waves,
+                sampling_rate=rate,
+                padding=padding,
+                return_attention_mask=not self.reader.fixed,
+                return_tensors="pt",
+            )
+        )
