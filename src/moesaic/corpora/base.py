@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, TypeAlias, get_args
 
 from moesaic.checkpoints.sources import cache
+from moesaic.errors import did_you_mean
 from moesaic.method import Method
 
 Part: TypeAlias = Literal["train", "validation", "test"]
@@ -116,6 +117,21 @@ def part_of(source: str, fold: int) -> Part:
     if bucket // 2 == fold:
         return "test"
     return "validation" if bucket == (2 * fold + 2) % BUCKETS else "train"
+
+
+def check_words(corpus: Corpus, field: str, chosen: Iterable[str], known: Iterable[str]) -> None:
+    """Check that the data have everything that a field names.
+
+    Raises:
+        ValueError: naming the first that they have not.
+    """
+    choices = sorted(known)
+    for word in chosen:
+        if word not in choices:
+            raise ValueError(
+                f"{corpus.name()}: {field} must be among {', '.join(choices)}. Got '{word}'."
+                f"{did_you_mean(word, choices)}"
+            )
 
 
 def draw(*names: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moesaic.corpora.base import Corpus, Package, Part, Row, Say, draw
+from moesaic.corpora.base import Corpus, Package, Part, Row, Say, check_words, draw
 from moesaic.corpora.stamps import STAMPS, Clip, clips, concept, language, seconds
 from moesaic.method import number
 
@@ -52,14 +52,17 @@ class StampsSpeech(Corpus):
 
     def examples(self, folder: Path, part: Part, belongs: Callable[[str], bool]) -> Iterator[Row]:
         """Yield the rows in an order drawn by hash; all languages appear about equally often."""
-        mine = [clip for clip in self._clips(folder) if belongs(concept(clip.names["en"]))]
+        recordings = list(self._clips(folder))
+        check_words(self, "spoken", self.spoken, {clip.spoken for clip in recordings})
+        check_words(self, "written", self.written, {code for clip in recordings for code in clip.names})
+        mine = [clip for clip in recordings if clip.spoken in self.spoken and belongs(concept(clip.names["en"]))]
         mine.sort(key=lambda clip: draw("order", clip.path))
         count = self.pairs if part == "train" else self.held_out_pairs
-        rows = [_row(folder, clip, code) for clip, codes in _dealt(mine, self.written, count) for code in codes]
+        rows = [_row(clip, code) for clip, codes in _dealt(mine, self.written, count) for code in codes]
         yield from sorted(rows, key=lambda row: draw("rows", row["audio"], row["language"]))
 
     def _clips(self, folder: Path) -> Iterator[Clip]:
-        """Yield the recordings that are wanted, each content once."""
+        """Yield the recordings, each content once, no more than are wanted of a sentence."""
         by_content: dict[str, list[Clip]] = defaultdict(list)
         for clip in clips(folder):
             content = (folder / clip.path).read_bytes()
@@ -68,7 +71,7 @@ class StampsSpeech(Corpus):
         groups: dict[tuple[str, str], list[Clip]] = defaultdict(list)
         for same in by_content.values():
             meanings = {(concept(clip.names["en"]), clip.spoken) for clip in same}
-            if len(meanings) == 1 and same[0].spoken in self.spoken:
+            if len(meanings) == 1:
                 groups[meanings.pop()].append(same[0])
         for group in groups.values():
             yield from sorted(group, key=lambda clip: draw("clip", clip.path))[: self.clips_per_sentence]
@@ -87,7 +90,7 @@ def _dealt(mine: Iterable[Clip], written: Sequence[str], count: int) -> Iterator
         yield clip, chosen
 
 
-def _row(folder: Path, clip: Clip, code: str) -> Row:
+def _row(clip: Clip, code: str) -> Row:
     row: Row = {
         "audio": clip.path,
         "text": clip.names[code],

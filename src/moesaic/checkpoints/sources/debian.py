@@ -56,9 +56,7 @@ class DebianPackage:
                 check_digest(self.pin, archive, self.sha256)
                 done = run(self.pin, ["dpkg-deb", "-x", str(archive), str(partial)])
                 if done.returncode:
-                    raise SourceError(
-                        f"{self.pin}: dpkg-deb must unpack it. Got '{last_line(done)}'. Upgrade dpkg."
-                    )
+                    raise SourceError(f"{self.pin}: dpkg-deb must unpack it. Got '{last_line(done)}'. Upgrade dpkg.")
 
         return cache.build(self.key, make) / self.root
 
