@@ -153,7 +153,6 @@ class _Hearing:
             found.update(one.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return found.hexdigest()[:24]
 
-    @torch.no_grad()
     def outputs(self, rows: Mapping[str, Row]) -> dict[str, torch.Tensor]:
         """Return the outputs [S, D] of recordings."""
         extractor, whole = self.reader.extractor, self.encoder.config.max_source_positions
@@ -175,7 +174,8 @@ class _Hearing:
                     max_length=length * each,
                     return_tensors="pt",
                 )["input_features"]
-                out_BSD = encoder(made.to(encoder.conv1.weight))[0].to("cpu", self.dtype)
+                with torch.no_grad():
+                    out_BSD = encoder(made.to(encoder.conv1.weight))[0].to("cpu", self.dtype)
                 found |= {name: out_SD.clone() for name, out_SD in zip(some, out_BSD, strict=True)}
         return found
 
