@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from moesaic.calibration.data import Source
 from moesaic.evaluation.intervals import Metric, Record
 from moesaic.lazy import torch
 from moesaic.method import Method
+
+if TYPE_CHECKING:
+    from moesaic.evaluation.driver import Score
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class Opened:
         metrics: what is made of the records.
         batches: places that are measured together, all once, in the order in which they run; best the longest first,
             so that what does not fit into memory fails at once.
+        further: scores that no sums make, of all records; they are shown, but two models are not compared by them.
     """
 
     ids: Sequence[str]
     measure: Callable[[Sequence[int]], list[Record]]
     metrics: tuple[Metric, ...]
     batches: Sequence[Sequence[int]]
+    further: Callable[[Sequence[Record]], Sequence[Score]] = lambda _: ()
 
 
 @dataclass(frozen=True)
@@ -83,5 +89,6 @@ def batches_of(lengths: Sequence[int], size: int) -> list[list[int]]:
 
 
 def settings_of(task: EvaluationTask) -> dict[str, Any]:
-    """Return a task as it goes into a record."""
-    return {"name": task.name(), **task.settings()}
+    """Return a task as it goes into a record, and as it comes back from one."""
+    made: dict[str, Any] = json.loads(json.dumps({"name": task.name(), **task.settings()}))
+    return made

@@ -19,6 +19,7 @@ from moesaic.errors import EvaluationError
 from moesaic.evaluation.base import EvaluationTask, Opened, Place, settings_of
 from moesaic.evaluation.intervals import Difference, Interval, Metric, Record, difference, interval
 from moesaic.evaluation.journal import NAME, Journal, read
+from moesaic.lazy import np
 
 RESULT = "evaluation.json"
 ALL = ""
@@ -80,14 +81,18 @@ class Evaluation:
         """Return, by metric, how much `other` differs from this one on the items that both have.
 
         Raises:
-            EvaluationError: where the two are of different tasks.
+            EvaluationError: where the two are of different tasks, or share no two clusters of items.
         """
         if dict(self.task) != dict(other.task):
             raise EvaluationError(
                 f"{other.model}: both models must be evaluated by the same task. Got {self.task} and {other.task}. "
                 "Evaluate one of them again."
             )
-        return {one.name: difference(one, self.records, other.records, seed=seed) for one in self.metrics}
+        try:
+            found = {one.name: difference(one, self.records, other.records, seed=seed) for one in self.metrics}
+        except ValueError as error:
+            raise EvaluationError(f"{other.model}: {error} Evaluate both on the same data.") from None
+        return {name: one for name, one in found.items() if np.isfinite(one.value)}
 
     def to_json(self) -> dict[str, Any]:
         """Return all but the records, for machines."""
@@ -136,7 +141,7 @@ def evaluate(
     made = Evaluation(
         settings_of(task),
         str(model),
-        tuple(scores(opened.metrics, records, seed)),
+        (*scores(opened.metrics, records, seed), *opened.further(records)),
         tuple(records),
         opened.metrics,
         Path(out) if out is not None else None,
@@ -148,14 +153,15 @@ def evaluate(
 
 
 def scores(metrics: Sequence[Metric], records: Sequence[Record], seed: int = 0) -> list[Score]:
-    """Return every metric of all records, and of each group where there are two or more."""
+    """Return every metric of all records, and of each group where there are two or more, but where it says nothing."""
     names = sorted({str(row["group"]) for row in records if row.get("group")})
     groups = {ALL: list(records)}
     if 1 < len(names) <= MOST:
         groups |= {name: [row for row in records if str(row.get("group")) == name] for name in names}
-    return [
+    found = [
         Score(metric, group, interval(metric, rows, seed=seed)) for group, rows in groups.items() for metric in metrics
     ]
+    return [score for score in found if np.isfinite(score.interval.value)]
 
 
 def records_of(folder: str | Path) -> tuple[dict[str, Any], list[Record]]:
