@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moesaic.calibration import Calibration
     from moesaic.certification import Certificate, certify
     from moesaic.convert import Writing
+    from moesaic.evaluation import Evaluation, evaluate
     from moesaic.modeling.loading import load
     from moesaic.observing import observe
     from moesaic.running import Trained, train
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Calibration": "calibration",
     "Certificate": "certification",
+    "Evaluation": "evaluation",
     "Layers": "spec",
     "MoESpec": "spec",
     "Trained": "running",
@@ -33,6 +35,7 @@ _HOMES = {
     "Writing": "convert",
     "calibrate": "calibrating",
     "certify": "certification",
+    "evaluate": "evaluation",
     "load": "modeling.loading",
     "train": "running",
     "observe": "observing",
@@ -50,6 +53,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Calibration",
     "Certificate",
+    "Evaluation",
     "Layers",
     "MoESpec",
     "Trained",
@@ -57,6 +61,7 @@ __all__ = [
     "Writing",
     "calibrate",
     "certify",
+    "evaluate",
     "load",
     "observe",
     "train",

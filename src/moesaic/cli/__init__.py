@@ -17,6 +17,7 @@ COMMANDS = {
     "upcycle": "turn a dense model into a sparse one, and certify what changed",
     "certify": "compare a dense model with the MoE made from it",
     "train": "train a MoE by a recipe: objective, stages, checkpoints, resume",
+    "evaluate": "measure a model, or two against each other: perplexity, translation, retrieval, lm-eval, ...",
     "calibrate": "run the dense model over your data, for methods that learn from it",
     "methods": "expert and router inits, with papers",
     "architectures": "which dense models become which sparse classes",
@@ -26,7 +27,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run one command and exit."""
-    if not {"upcycle", "certify", "calibrate", "demo", "train"} & set(sys.argv[1:2]):
+    if not {"upcycle", "certify", "calibrate", "demo", "train", "evaluate"} & set(sys.argv[1:2]):
         gc.disable()  # the others end before garbage matters, and collecting is a tenth of their time
     sys.exit(run(sys.argv[1:]))
 
@@ -64,15 +65,17 @@ def _guarded(name: str, rest: list[str]) -> int:
         where = f"{error.filename}: the file must be within reach" if error.filename else "The system must allow it"
         return _fail(1, f"{where}. Got: {error.strerror or error}.")
     except KeyboardInterrupt:
-        kept = (
-            " What is written is kept; repeat the command with --resume."
-            if name in ("upcycle", "calibrate", "train")
-            else ""
-        )
-        return _fail(3, f"Interrupted.{kept}")
+        return _fail(3, f"Interrupted.{_kept(name, rest)}")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _kept(name: str, rest: list[str]) -> str:
+    if name == "evaluate" and not any(word.partition("=")[0] == "--out" for word in rest):
+        return " Nothing is kept; pass --out DIR to be able to resume."
+    resumable = name in ("upcycle", "calibrate", "train", "evaluate")
+    return " What is written is kept; repeat the command with --resume." if resumable else ""
 
 
 def _of_options(error: ValueError) -> bool:
@@ -83,7 +86,7 @@ def _of_options(error: ValueError) -> bool:
     name = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
     checks = ("moesaic.spec", "moesaic.method", "moesaic.convert", "moesaic.calibrating")
     training = ("moesaic.losses.", "moesaic.training.stages", "moesaic.training.recipe", "moesaic.training.tasks.")
-    return name in checks or name.startswith((*training, "moesaic.corpora."))
+    return name in checks or name.startswith((*training, "moesaic.evaluation.tasks.", "moesaic.corpora."))
 
 
 def _fail(code: int, message: str) -> int:

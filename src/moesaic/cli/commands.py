@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +158,47 @@ def train(args: list[str]) -> None:
     show.OUT.print(f"Wrote {found.folder}: it loads like {command.recipe.model}.", soft_wrap=True)
 
 
+def evaluate(args: list[str]) -> None:
+    """Measure a model, or two of them."""
+    from moesaic.cli.options_evaluate import parse_evaluate  # noqa: PLC0415  # nor other commands for all tasks
+
+    command = parse_evaluate(args)
+    from moesaic.evaluation import evaluate as run  # noqa: PLC0415  # help must not wait for it
+    from moesaic.evaluation.comparing import difference_rows, earlier, is_evaluation  # noqa: PLC0415
+
+    options, other = command.options, None
+    how: dict[str, Any] = {
+        "batch_size": options.batch_size,
+        "precision": options.precision,
+        "seed": options.seed,
+        "resume": options.resume,
+        "overwrite": options.overwrite,
+        "say": show.say,
+    }
+    with show.bars() as bars:
+        made = run(options.model, command.task, options.data, out=options.out, progress=bars, **how)
+        if options.against and is_evaluation(options.against):
+            other = earlier(options.against, made, seed=options.seed)
+        elif options.against:
+            beside = options.out / "against" if options.out else None
+            second = bars.named("evaluate", "measuring the other")
+            other = run(options.against, command.task, options.data, out=beside, progress=second, **how)
+    found = made.compare(other, seed=options.seed) if other else {}
+    if options.json:
+        beside_it = {"against": other.to_json(), "differences": _all_json(found)} if other else {}
+        _print_json({**made.to_json(), **beside_it})
+        return
+    for one in filter(None, (made, other)):
+        show.table(f"{one.task['name']}: {one.model}", one.rows(), ("group", "metric", "value", "95 % interval"))
+    if other:
+        header = ("metric", "difference", "95 % interval", "p", "items")
+        show.table(f"{other.model} less {made.model}, item by item", difference_rows(made, found), header)
+    for line in dict.fromkeys(f"{one.metric.name}: {one.metric.signature}" for one in made.scores):
+        show.OUT.print(line, soft_wrap=True, markup=False)
+    if made.folder:
+        show.OUT.print(f"Wrote {made.folder}.", soft_wrap=True)
+
+
 def demo(args: list[str]) -> None:
     """Run the whole path on SmolLM2-135M."""
     options = parsed(DemoOptions, "demo", args)
@@ -184,10 +226,11 @@ def methods(args: list[str]) -> None:
         ("Expert inits (--experts)", {**registry("moesaic.experts", ExpertInit)}),
         ("Router inits (--router)", {**registry("moesaic.routers", RouterInit)}),
         ("Router losses and balancers (train --losses; eesd by --eesd)", registry("moesaic.losses", Method)),
+        ("Evaluation tasks (evaluate --task)", registry("moesaic.evaluation.tasks", Method)),
     ]
     for title, found in kinds:
         rows = [(name, cls.summary(), cls.reference(), _fields(cls)) for name, cls in found.items()]
-        show.table(title, rows, ("name", "does" if "losses" in title else "makes", "reference", "fields"))
+        show.table(title, rows, ("name", "makes" if "inits" in title else "does", "reference", "fields"))
 
 
 def architectures(args: list[str]) -> None:
@@ -264,6 +307,10 @@ def _kinds(target: Any) -> str:
 
 def _fields(cls: type[Method]) -> str:
     return ", ".join(f"{key} = {value}" for key, value in cls().settings().items())
+
+
+def _all_json(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: one.to_json() for name, one in found.items()}
 
 
 def _print_json(value: Any) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ STAGES = {
     "certify": "certifying",
     "calibrate": "running the data",
     "train": "training",
+    "evaluate": "measuring",
 }
 
 
@@ -71,6 +72,10 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
+
+    def named(self, stage: str, name: str) -> Callable[[str, int, int], None]:
+        """Return what advances a bar of its own by what is reported of a stage."""
+        return lambda found, done, total: self(name if found == stage else found, done, total)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Advance a stage by `done` of `total`."""

@@ -28,7 +28,7 @@ BYTES = 4
 
 @dataclass(frozen=True)
 class Perplexity(EvaluationTask):
-    """How well a language model predicts held-out text: loss a token, perplexity, bits a byte, each by domain.
+    """Scores held-out text with a language model: loss a token, perplexity and bits a byte, each by domain.
 
     A document (a row with `text`, a .txt or .md file) is read in windows that overlap, and each of its tokens is scored
     once. Before a document stands the begin-of-text token, or end-of-text where there is none, so that its first token

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SentenceRetrieval(EvaluationTask):
-    """Whether a text encoder finds what means the same in another language: recall and mean reciprocal rank.
+    """Finds what means the same in another language by a text encoder: recall and mean reciprocal rank.
 
     Rows have `text`, `language` and `source`, which is the same for texts that mean the same. Each text looks, by
     cosine, for that of its source among all texts in the pivot language; equal scores count against it. Queries of one

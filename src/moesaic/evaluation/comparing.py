@@ -1,0 +1,54 @@
+"""Two evaluations beside each other, of which one may have been made earlier."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from moesaic.errors import EvaluationError
+from moesaic.evaluation.driver import RESULT, Evaluation, records_of, scores
+from moesaic.evaluation.intervals import Difference
+from moesaic.evaluation.journal import NAME
+
+
+def is_evaluation(path: str) -> bool:
+    """Return whether a path is the folder of an evaluation, rather than a model."""
+    return Path(path, NAME).is_file()
+
+
+def earlier(folder: str | Path, like: Evaluation, *, seed: int = 0) -> Evaluation:
+    """Return the evaluation that stands in a folder, its scores made as those of `like`.
+
+    Raises:
+        EvaluationError: where it is of another task or other settings, or was interrupted.
+    """
+    head, rows = records_of(folder)
+    if head["task"] != dict(like.task):
+        raise EvaluationError(
+            f"{folder}: the evaluation must be of the same task and settings. Got {head['task']} beside "
+            f"{dict(like.task)}. Choose the same, or evaluate again."
+        )
+    try:
+        model = str(json.loads(Path(folder, RESULT).read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError):
+        raise EvaluationError(
+            f"{folder}: the evaluation must be complete. Got an interrupted one. Repeat it with --resume."
+        ) from None
+    made = tuple(scores(like.metrics, rows, seed))
+    return Evaluation(like.task, model, made, tuple(rows), like.metrics, Path(folder))
+
+
+def difference_rows(made: Evaluation, found: Mapping[str, Difference]) -> list[tuple[str, str, str, str, str]]:
+    """Return the table: metric, difference, 95 % interval, p, items that both have."""
+    digits = {metric.name: metric.digits for metric in made.metrics}
+    return [
+        (
+            name,
+            f"{one.value:+.{digits[name]}f}",
+            f"{one.low:+.{digits[name]}f} to {one.high:+.{digits[name]}f}",
+            f"{one.p:.3f}",
+            f"{one.records:,} of {len(made.records):,}",
+        )
+        for name, one in found.items()
+    ]
