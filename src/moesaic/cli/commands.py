@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -163,7 +164,8 @@ def evaluate(args: list[str]) -> None:
     from moesaic.cli.options_evaluate import parse_evaluate  # noqa: PLC0415  # nor other commands for all tasks
 
     command = parse_evaluate(args)
-    from moesaic.evaluation import evaluate as run  # noqa: PLC0415  # help must not wait for it
+    from moesaic.checkpoints.sources import resolve  # noqa: PLC0415  # help must not wait for it
+    from moesaic.evaluation import evaluate as run  # noqa: PLC0415
     from moesaic.evaluation.comparing import difference_rows, earlier, is_evaluation  # noqa: PLC0415
 
     options, other = command.options, None
@@ -175,6 +177,8 @@ def evaluate(args: list[str]) -> None:
         "overwrite": options.overwrite,
         "say": show.say,
     }
+    if options.against and not is_evaluation(options.against):
+        resolve(options.against, progress=show.say)  # a wrong name is told before the first is measured
     with show.bars() as bars:
         made = run(options.model, command.task, options.data, out=options.out, progress=bars, **how)
         if options.against and is_evaluation(options.against):
@@ -214,6 +218,33 @@ def demo(args: list[str]) -> None:
     title = f"Both trained on the same {result.moe.tokens:,} tokens"
     show.table(title, result.losses(), ("model", "held-out loss before, nats per token", "after"))
     show.OUT.print(f"Wrote {result.folder} and {result.moe.folder}: they load with transformers' from_pretrained.")
+
+
+def study(args: list[str]) -> None:
+    """Compare methods under one budget."""
+    from moesaic.cli.options_study import chosen, parse_study  # noqa: PLC0415  # nor other commands for all methods
+
+    options = parse_study(args)
+    made = chosen(options)
+    from moesaic.studies import study as run  # noqa: PLC0415
+
+    with show.bars() as bars:
+        result = run(
+            made,
+            options.out,
+            workers=options.workers,
+            only=options.arms,
+            resume=options.resume,
+            command=shlex.join(["moesaic", "study", *args]),
+            say=show.say,
+            progress=bars,
+        )
+    if options.json:
+        _print_json(result.to_json())
+        return
+    header, rows = result.table()
+    show.table(f"{made.name}: mean over {len(made.seeds)} seeds, 95 % interval by test items", rows, header)
+    show.OUT.print(f"Wrote {options.out}/result.md, result.json and plots.", soft_wrap=True)
 
 
 def methods(args: list[str]) -> None:
