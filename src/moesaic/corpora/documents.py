@@ -125,9 +125,19 @@ class Domain:
 
 
 def pages(folder: Path, translation: str) -> dict[str, list[str]]:
-    """Return section -> paragraphs of a translation of the handbook; the same number in each."""
-    files = sorted((folder / translation).glob("*.html"))
-    return {path.stem: paragraphs(path.read_text(encoding="utf-8")) for path in files if path.stem != "index"}
+    """Return section -> paragraphs of a translation of the handbook, extracted into the cache on first use.
+
+    Nearly all translations of a section have the same number of paragraphs: these are aligned.
+    """
+
+    def make(partial: Path) -> None:
+        files = [path for path in sorted((folder / translation).glob("*.html")) if path.stem != "index"]
+        found = {path.stem: paragraphs(path.read_text(encoding="utf-8")) for path in files}
+        (partial / "pages.json").write_text(line(found), encoding="utf-8")
+
+    made = cache.build(f"handbook-{translation}-v{VERSION}-{HANDBOOK.sha256[:12]}", make)
+    found: dict[str, list[str]] = json.loads((made / "pages.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _handbook(folder: Path, translation: str = "en-US") -> Iterator[Document]:

@@ -1,0 +1,67 @@
+"""ImageNet, for users who have it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from moesaic.corpora.base import Corpus, Part, Row, Say, draw
+from moesaic.corpora.yours import given
+from moesaic.errors import SourceError
+
+SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
+
+
+@dataclass(frozen=True)
+class Imagenet(Corpus):
+    """Photographs in class folders, official splits: `image`, `label` and `text` (the first name of the class).
+
+    `train` is the training part, `val` the test part, as the field reports it; there is no validation part. Works for
+    any data laid out as `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`.
+
+    Args:
+        data: the folder. names: a file of lines `CLASS name, other names`, in the folder; the classes' own names if
+            it does not exist.
+    """
+
+    data: str = ""
+    names: str = "LOC_synset_mapping.txt"
+
+    licence: ClassVar[str] = "ImageNet's terms: research only"
+    what: ClassVar[str] = "ImageNet from a folder of yours (--data): class folders in train and val"
+    media: ClassVar[tuple[str, ...]] = ("image",)
+
+    @classmethod
+    def folds(cls) -> int:
+        """There is one official split."""
+        return 1
+
+    def folder(self, say: Say) -> Path:
+        """Return the folder of the user."""
+        return given(self, self.data)
+
+    def examples(self, folder: Path, part: Part, belongs: Callable[[str], bool]) -> Iterator[Row]:
+        """Yield the rows in an order drawn by hash."""
+        if part == "validation":
+            return
+        split = folder / ("train" if part == "train" else "val")
+        names = _names(folder / self.names)
+        found = [path for path in split.glob("*/*") if path.suffix.lower() in SUFFIXES]
+        if not found:
+            raise SourceError(
+                f"{split}: it must hold a folder of pictures for each class. Got none. Sort them into such folders."
+            )
+        for path in sorted(found, key=lambda path: draw("rows", path.relative_to(split).as_posix())):
+            name = names.get(path.parent.name, path.parent.name)
+            inside = path.relative_to(folder).as_posix()
+            yield {"image": inside, "label": name, "text": name, "class": path.parent.name, "source": inside}
+
+
+def _names(file: Path) -> dict[str, str]:
+    """Return class -> its first name."""
+    if not file.is_file():
+        return {}
+    pairs = (line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
+    return {name: words.partition(",")[0].strip() for name, _, words in pairs if words.strip()}
