@@ -1,33 +1,29 @@
 """Real texts, pictures and recordings, each in two parts that share no source: one to calibrate on, one to certify on.
 
 Texts are Python's manual and docstrings, the licences of Debian and moesaic's passages. Pictures and recordings are the
-clip art of Debian's `tuxpaint-stamps-default` (GPL-2), fetched by apt-get once, checked and unpacked into moesaic's
-cache, never installed. What shares a source (a module, a family of licences, an English name) stays together. All are
-many small items, so that any beginning of their random order is a fair sample.
+clip art of Debian's `tuxpaint-stamps-default` (GPL-2), which moesaic's corpora fetch. What shares a
+source (a module, a family of licences, an English name) stays together. All are many small items, so that any beginning
+of their random order is a fair sample.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import subprocess
 import sysconfig
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
 import soundfile
-from PIL import Image
 from scipy.signal import resample_poly
 
-from moesaic.checkpoints.sources import cache
+from moesaic.corpora.base import draw
+from moesaic.corpora.pictures import drawn
+from moesaic.corpora.stamps import STAMPS, names
 from moesaic.texts import builtin
 
-DEB = "tuxpaint-stamps-default=2022.06.04-1"
-DEB_SHA256 = "6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34"
-STAMPS = Path("usr/share/tuxpaint/stamps")
 PARTS = ("calibration", "held-out")
 LICENCES = Path("/usr/share/common-licenses")
 TEXT = 2000  # characters of a file, at most but for its last paragraph
@@ -44,16 +40,7 @@ def part(source: str) -> str:
 
 def stamps() -> Path:
     """Return the folder of the stamps, fetched on first use."""
-
-    def fetch(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as download:
-            subprocess.run(["apt-get", "download", "-qq", DEB], cwd=download, check=True)
-            (archive,) = Path(download).glob("*.deb")
-            if (found := cache.digest(archive)) != DEB_SHA256:
-                raise SystemExit(f"{DEB}: the package must have sha256 {DEB_SHA256}. Got {found}.")
-            subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
-
-    return cache.build(f"stamps-{DEB_SHA256[:12]}", fetch) / STAMPS
+    return STAMPS.unpacked(print)
 
 
 def write_texts(out: Path) -> None:
@@ -106,10 +93,7 @@ def write_pictures(source: Path, out: Path) -> None:
         place = path.relative_to(source)
         file = out / part(names(path.with_suffix(".txt")).get("en", path.stem)) / place.parts[0] / "-".join(place.parts)
         file.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.open(path).convert("RGBA")
-        scale = SIDE / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)))
-        Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB").save(file, compress_level=1)
+        drawn(path, SIDE).save(file, compress_level=1)
 
 
 def write_recordings(source: Path, out: Path, clips: Mapping[str, int]) -> dict[str, list[dict[str, str]]]:
@@ -137,7 +121,7 @@ def joined(source: Path, language: str, name: str) -> Iterator[tuple[np.ndarray,
     """Yield clips [T] of one language and part of the data, with what is said in them."""
     waves: list[np.ndarray] = []
     said: list[str] = []
-    for path in sorted(source.rglob(f"*_desc_{language}.ogg"), key=lambda path: digest(path.name)):
+    for path in sorted(source.rglob(f"*_desc_{language}.ogg"), key=lambda path: draw(path.name)):
         known = names(path.with_name(path.name.replace(f"_desc_{language}.ogg", ".txt")))
         if part(known.get("en", path.name)) != name or language not in known:
             continue
@@ -148,16 +132,3 @@ def joined(source: Path, language: str, name: str) -> Iterator[tuple[np.ndarray,
             waves, said = [], []
         waves += [wave, np.zeros(int(PAUSE * RATE))]
         said.append(known[language])
-
-
-def names(file: Path) -> dict[str, str]:
-    """Return language -> name of a stamp; {} where it has none."""
-    if not file.exists():
-        return {}
-    first, *rest = file.read_text(encoding="utf-8").splitlines()
-    pairs = (line.partition(".utf8=") for line in rest)
-    return {"en": first.strip()} | {code: name.strip() for code, mark, name in pairs if mark}
-
-
-def digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()

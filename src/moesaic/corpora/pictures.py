@@ -25,25 +25,28 @@ def on_white(key: str, pictures: Mapping[str, Path], shorter: int | None, say: S
     Raises:
         SourceError: if pillow is missing.
     """
-    pil = _pillow(key)
+    _pillow(key)
 
     def make(partial: Path) -> None:
         say(f"{key}: drawing {len(pictures)} pictures on white, once")
         for name, path in pictures.items():
             file = partial / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            with pil.open(path) as image:
-                _drawn(pil, image.convert("RGBA"), shorter).save(file, format="PNG", compress_level=1)
+            drawn(path, shorter).save(file, format="PNG", compress_level=1)
 
     return cache.build(f"{key}-{shorter or 'own'}-v{VERSION}", make)
 
 
-def _drawn(pil: Any, image: Image, shorter: int | None) -> Image:
+def drawn(path: Path, shorter: int | None) -> Image:
+    """Return one picture on white, as RGB."""
+    pil = _pillow(path.name)
+    with pil.open(path) as opened:
+        image = opened.convert("RGBA")
     if shorter:
         scale = shorter / min(image.size)
         image = image.resize((round(image.width * scale), round(image.height * scale)))
-    drawn: Image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image).convert("RGB")
-    return drawn
+    made: Image = pil.alpha_composite(pil.new("RGBA", image.size, "white"), image).convert("RGB")
+    return made
 
 
 def _pillow(key: str) -> Any:
