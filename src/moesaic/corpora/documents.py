@@ -38,7 +38,7 @@ DICTIONARY = DebianPackage(
     "0.48.5+nmu2",
     "7b0af5cfde3cbdef5e9d6e78f92ec335ced7c2790f37a40f49bebc6f7347ac0f",
     megabytes=15,
-    licence="GPL-3.0+",
+    licence="GPL-2.0+",
     root="usr/share/dictd",
 )
 MANPAGES = DebianPackage(

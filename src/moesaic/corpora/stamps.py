@@ -48,10 +48,14 @@ def names(file: Path) -> dict[str, str]:
 
 def clips(folder: Path) -> Iterator[Clip]:
     """Yield the recordings of stamps that have a name, in the order of their paths."""
+    known: dict[Path, dict[str, str]] = {}
     for path in sorted(folder.rglob("*_desc_*.ogg")):
         stem, _, ending = path.name.rpartition("_desc_")
-        if found := names(path.with_name(f"{stem}.txt")):
-            yield Clip(path.relative_to(folder).as_posix(), ending.partition(".")[0], found)
+        file = path.with_name(f"{stem}.txt")
+        if file not in known:
+            known[file] = names(file)
+        if known[file]:
+            yield Clip(path.relative_to(folder).as_posix(), ending.partition(".")[0], known[file])
 
 
 def concept(english: str) -> str:

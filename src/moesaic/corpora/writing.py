@@ -7,11 +7,13 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moesaic.corpora.base import PARTS, Corpus, Part, Row, Say, _silent, line, placed
+from moesaic.corpora.pinned import FOLDS, Pinned, joined
 from moesaic.errors import SourceError
 
 MEDIA = "media"
@@ -34,7 +36,8 @@ def splits(corpus: Corpus, fold: int = 0, *, say: Say = _silent) -> dict[Part, S
 def write(corpus: Corpus, out: str | Path, fold: int = 0, *, say: Say = _silent) -> Path:
     """Write train.jsonl, validation.jsonl, test.jsonl, corpus.json, and the media that the rows name in `media/`.
 
-    Paths in the rows are relative to `out`. The same corpus gives the same bytes. `out` appears once all is in it.
+    Paths in the rows are relative to `out`. The same corpus gives the same bytes. `out` appears once all is in it. In
+    corpus.json, `as_pinned` says whether a corpus with its own options is the one that results are published on.
 
     Args:
         corpus: with the options wanted. out: a folder that does not exist yet, or is empty.
@@ -64,6 +67,11 @@ def write(corpus: Corpus, out: str | Path, fold: int = 0, *, say: Say = _silent)
     return target
 
 
+def pinned(found: Sequence[Split]) -> Pinned:
+    """Return the record of a fold from its parts, to compare with `FOLDS`."""
+    return Pinned(tuple(split.rows for split in found), joined(split.sha256 for split in found))
+
+
 def _lines(corpus: Corpus, rows: list[Row]) -> str:
     return "".join(line(placed(row, corpus.media, MEDIA)) for row in rows)
 
@@ -86,12 +94,14 @@ def _place(folder: Path, media: Path, rows: list[Row], columns: tuple[str, ...])
 
 def _card(corpus: Corpus, fold: int, parts: dict[Part, list[Row]]) -> dict[str, Any]:
     found = {part: _split(_lines(corpus, rows)) for part, rows in parts.items()}
+    own = corpus == type(corpus)() and corpus.name() in FOLDS
     return {
         "name": corpus.name(),
         "what": corpus.what,
         "licence": corpus.licence,
         "options": corpus.settings(),
         "fold": fold,
+        "as_pinned": pinned(list(found.values())) == FOLDS[corpus.name()][fold] if own else None,
         "packages": [
             {"pin": package.pin, "sha256": package.sha256, "licence": package.licence} for package in corpus.packages
         ],
