@@ -94,6 +94,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     adjust: bool = False,
+    certify: bool = True,
     say: Say = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> Trained:
@@ -107,6 +108,7 @@ def train(
         resume: go on with an interrupted run; of a finished one, say what came of it. overwrite: begin anew in the
             folder of an earlier run. adjust: with resume, go on though learning rate, warm-up, weight decay, clip or
             precision are others than before, as when numbers stopped being finite.
+        certify: compare with the dense parent at the end; the KL curve is measured all the same.
         say: told of what is amiss, and how it goes now and then. progress: told how far it is.
 
     Raises:
@@ -131,7 +133,7 @@ def train(
         if ranks.rank == 0:
             _withdraw(out, is_new)
         raise
-    _publish(finished, source, parent, out, ranks, say, progress)
+    _publish(finished, source, parent if certify else None, out, ranks, say, progress)
     return _told(out)
 
 

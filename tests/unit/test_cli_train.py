@@ -41,6 +41,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "accumulate": ("3", 3),
     "learning_rate": ("1e-4", 1e-4),
     "router_learning_rate": ("1e-3", 1e-3),
+    "held_out_tokens": ("64", 64),
     "down_learning_rate": ("1e-2", 1e-2),
     "frozen": ("model.encoder", ("model.encoder",)),
     "schedule": ("cosine", "cosine"),

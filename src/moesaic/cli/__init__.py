@@ -18,6 +18,7 @@ COMMANDS = {
     "certify": "compare a dense model with the MoE made from it",
     "train": "train a MoE by a recipe: objective, stages, checkpoints, resume",
     "evaluate": "measure a model, or two against each other: perplexity, translation, retrieval, lm-eval, ...",
+    "study": "methods x seeds under one budget: table with intervals, paired tests, plots",
     "calibrate": "run the dense model over your data, for methods that learn from it",
     "methods": "expert and router inits, with papers",
     "architectures": "which dense models become which sparse classes",
@@ -27,7 +28,7 @@ COMMANDS = {
 
 def main() -> None:
     """Run one command and exit."""
-    if not {"upcycle", "certify", "calibrate", "demo", "train", "evaluate"} & set(sys.argv[1:2]):
+    if not {"upcycle", "certify", "calibrate", "demo", "train", "evaluate", "study"} & set(sys.argv[1:2]):
         gc.disable()  # the others end before garbage matters, and collecting is a tenth of their time
     sys.exit(run(sys.argv[1:]))
 
@@ -74,7 +75,7 @@ def _guarded(name: str, rest: list[str]) -> int:
 def _kept(name: str, rest: list[str]) -> str:
     if name == "evaluate" and not any(word.partition("=")[0] == "--out" for word in rest):
         return " Nothing is kept; pass --out DIR to be able to resume."
-    resumable = name in ("upcycle", "calibrate", "train", "evaluate")
+    resumable = name in ("upcycle", "calibrate", "train", "evaluate", "study")
     return " What is written is kept; repeat the command with --resume." if resumable else ""
 
 

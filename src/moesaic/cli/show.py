@@ -21,6 +21,7 @@ STAGES = {
     "calibrate": "running the data",
     "train": "training",
     "evaluate": "measuring",
+    "study": "running cells",
 }
 
 

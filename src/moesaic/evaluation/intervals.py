@@ -92,11 +92,16 @@ def interval(metric: Metric, records: Sequence[Record], *, seed: int = 0, resamp
     """
     sums_CS = _sums(metric, records, clusters_of(records))
     value = float(metric.value(sums_CS.sum(0)))
-    if len(sums_CS) < 2:
+    if len(sums_CS) < 2 or not np.isfinite(value):
         return Interval(value, None, None, len(records), len(sums_CS))
-    drawn_R = metric.value(_weights(len(sums_CS), seed, resamples) @ sums_CS)
-    low, high = _bounds(drawn_R)
+    low, high = bounds(drawn(metric, records, seed=seed, resamples=resamples))
     return Interval(value, low, high, len(records), len(sums_CS))
+
+
+def drawn(metric: Metric, records: Sequence[Record], *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
+    """Return the metric of each resample, [R]; equal seeds draw the same clusters where records have the same."""
+    sums_CS = _sums(metric, records, clusters_of(records))
+    return metric.value(_weights(len(sums_CS), seed, resamples) @ sums_CS)
 
 
 def difference(
@@ -126,9 +131,8 @@ def difference(
     value = float(metric.value(second_CS.sum(0)) - metric.value(first_CS.sum(0)))
     weights_RC = _weights(count, seed, resamples)
     drawn_R = metric.value(weights_RC @ second_CS) - metric.value(weights_RC @ first_CS)
-    low, high = _bounds(drawn_R)
-    tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
-    return Difference(value, low, high, min(2 * (tail + 1) / (resamples + 1), 1.0), len(left), count)
+    low, high = bounds(drawn_R)
+    return Difference(value, low, high, two_sided(drawn_R), len(left), count)
 
 
 def clusters_of(records: Sequence[Record]) -> list[str]:
@@ -154,6 +158,13 @@ def _weights(clusters: int, seed: int, resamples: int) -> np.ndarray:
     return weights_RC
 
 
-def _bounds(drawn_R: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+def bounds(drawn_R: np.ndarray) -> tuple[float, float]:
+    """Return the interval that holds `LEVEL` of what was drawn."""
+    low, high = np.nanquantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
+
+
+def two_sided(drawn_R: np.ndarray) -> float:
+    """Return the share of resamples in which a difference has not the sign that it has in most, times two."""
+    tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
+    return min(2 * (tail + 1) / (len(drawn_R) + 1), 1.0)

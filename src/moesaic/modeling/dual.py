@@ -158,6 +158,8 @@ def _joined(eye: PreTrainedModel, reader: PreTrainedModel, shared: int | None, *
     import transformers  # noqa: PLC0415
 
     width = reader.config.hidden_size
+    for tower in (eye, reader):
+        tower.config.name_or_path = ""  # a folder of this machine says nothing elsewhere
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
         eye.config, reader.config, projection_dim=shared or width
     )

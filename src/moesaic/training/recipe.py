@@ -80,6 +80,7 @@ class Training:
         precision: of matrix products; weights and optimizer state stay float32.
         seed: of order, dropout and whatever else is drawn.
         log_every, evaluate_every, save_every: steps; 0: only at the end. keep: checkpoints kept.
+        held_out_tokens: on which the held-out loss is taken, about.
         trackers: where scalars go beside log.jsonl: tensorboard, wandb, or another that accelerate knows.
         checkpointing: recompute activations in backward. compile: by torch.compile.
         parallel: what several processes under torchrun share: data (DDP), fsdp2 (weights too), experts.
@@ -106,6 +107,7 @@ class Training:
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
+    held_out_tokens: int = 1024
     trackers: tuple[str, ...] = ()
     checkpointing: bool = False
     compile: bool = False

@@ -103,7 +103,8 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
 
 def _made(recipe: Recipe, place: Place, prepared: Prepared, ranks: Ranks, say: Say, bars: Bars) -> Run:
     """Put together what a run is made of, but for the trainer."""
-    curve = Curve.of(prepared, place.model, recipe.training.batch_size)
+    how = recipe.training
+    curve = Curve.of(prepared, place.model, how.batch_size, how.held_out_tokens)
     if place.parent is not None and curve.batches:
         parent = load_parent(place.parent, device())
         why = curve.compare_with(parent)
@@ -112,7 +113,7 @@ def _made(recipe: Recipe, place: Place, prepared: Prepared, ranks: Ranks, say: S
             say(f"no KL curve: {why}.")
     return Run(
         folder=place.run,
-        how=recipe.training,
+        how=how,
         prepared=prepared,
         ranks=ranks,
         logbook=Logbook(place.run / NAME, writes=ranks.rank == 0),

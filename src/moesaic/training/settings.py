@@ -66,6 +66,7 @@ def _number(how: Training) -> list[str]:
         ("evaluate_every", how.evaluate_every >= 0, "0 or more"),
         ("save_every", how.save_every >= 0, "0 or more"),
         ("keep", how.keep >= 1, "at least 1"),
+        ("held_out_tokens", how.held_out_tokens >= 1, "at least 1"),
         ("lora", how.lora >= 0, "0 or more"),
     ]
     return [f"{name}: it must be {rule}. Got {getattr(how, name)}" for name, fine, rule in rules if not fine]

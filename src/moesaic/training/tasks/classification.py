@@ -17,7 +17,7 @@ from moesaic.lazy import torch
 from moesaic.training.recipe import Prepared
 from moesaic.training.tasks.heads import open_classifier
 from moesaic.training.tasks.models import as_training, readers_of, saver, with_groups
-from moesaic.training.tasks.splitting import SHARE, split
+from moesaic.training.tasks.splitting import SHARE, parted
 from moesaic.training.tasks.tables import Row, Table, open_table
 
 
@@ -58,7 +58,7 @@ class Classification:
         model = open_classifier(folder, names, seed)
         reader: ImageReader = readers_of(folder, model, WINDOW, "image")["image"]
         images = [Labelled(table[place], labels[place]) for place in range(len(table))]
-        parts = split([one.row.name for one in images], self.held_out)
+        parts = parted(table.column("part"), [one.row.name for one in images], self.held_out)
         return Prepared(
             model=model,
             train=[images[place] for place in parts.train],

@@ -27,7 +27,7 @@ from moesaic.training.tasks.models import (
     takes,
     with_groups,
 )
-from moesaic.training.tasks.splitting import SHARE, split
+from moesaic.training.tasks.splitting import SHARE, parted
 from moesaic.training.tasks.tables import Row, open_table
 
 
@@ -70,7 +70,7 @@ class Contrastive:
         table = open_table(self.data, "image")
         table.need("image", "text")
         texts = [str(text) for text in table.column("text")]
-        parts = split(texts, self.held_out)
+        parts = parted(table.column("part"), texts, self.held_out)
         if len(parts.train) < 2:
             raise TrainingError(f"{table.name}: there must be two pairs or more to compare. Got {len(parts.train)}.")
         names, groups = table.groups(self.groups)

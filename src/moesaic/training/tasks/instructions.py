@@ -76,7 +76,7 @@ class Instructions:
         names, groups = table.groups(self.groups)
         parts = split([str(chat) for chat in chats], self.held_out)
         train, held_out = (
-            [turns for place in places if (turns := _tokenised(reader, chats[place], table[place].name, groups[place]))]
+            [turns for place in places if (turns := tokenised(reader, chats[place], table[place].name, groups[place]))]
             for places in (parts.train, parts.held_out)
         )
         if not train:
@@ -121,7 +121,7 @@ def _messages(row: Row) -> list[dict[str, str]]:
     return [{"role": str(message["role"]), "content": str(message["content"])} for message in given]
 
 
-def _tokenised(reader: TextReader, chat: list[dict[str, str]], name: str, group: int) -> Turns | None:
+def tokenised(reader: TextReader, chat: list[dict[str, str]], name: str, group: int) -> Turns | None:
     templated = bool(reader.tokenizer.chat_template)
     segments = list(_templated(reader.tokenizer, chat, name) if templated else _plain(chat))
     prefix, _ = ([], None) if templated else reader.special()

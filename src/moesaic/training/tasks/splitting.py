@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 SHARE = 0.05
 """Share of the documents that is held out."""
+PARTS = ("train", "validation")
+"""What rows may have as their `part`; those of validation are held out."""
 
 
 @dataclass(frozen=True)
@@ -49,3 +52,24 @@ def split(keys: Sequence[str], share: float = SHARE) -> Split:
 def _place(key: str) -> float:
     """Return a number from 0 to below 1."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
+
+
+def parted(values: Sequence[Any], keys: Sequence[str], share: float = SHARE) -> Split:
+    """Hold out the rows that say so in `part`, where rows have one; else what hashes low.
+
+    >>> parted(["train", "validation"], ["a", "b"])
+    Split(train=(0,), held_out=(1,))
+
+    Args:
+        values: what each row has as its `part`; None where it has none. keys, share: as for `split`.
+
+    Raises:
+        ValueError: where some rows have a part and others have none, or a part is neither train nor validation.
+    """
+    if all(value is None for value in values):
+        return split(keys, share)
+    for value in values:
+        if value not in PARTS:
+            raise ValueError(f"part: it must be {' or '.join(PARTS)} in every row, or in none. Got {value!r}.")
+    train, held_out = (tuple(i for i, value in enumerate(values) if value == part) for part in PARTS)
+    return Split(train, held_out)

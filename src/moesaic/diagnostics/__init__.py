@@ -1,0 +1,1 @@
+"""What the experts of a model learned, layer by layer."""

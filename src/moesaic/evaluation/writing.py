@@ -1,0 +1,132 @@
+"""Texts that a model writes, and what the references cost it. B rows, T tokens, P tokens of a prompt, V vocabulary."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moesaic.errors import EvaluationError, listing
+from moesaic.lazy import torch
+from moesaic.training.tasks.models import UNSEEN
+from moesaic.training.tasks.tables import Table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Lets a model go on from prompts, greedily or by beam search; nothing is forced or suppressed.
+
+    Args:
+        tokenizer: of texts. beams: 1 is greedy. longest: new tokens of a text, at most.
+    """
+
+    model: PreTrainedModel
+    tokenizer: Any
+    beams: int
+    longest: int
+
+    def write(self, prompts_BP: torch.Tensor, longest: int, **given: Any) -> list[str]:
+        """Return what the model writes behind prompts of equal length: of a decoder the first line, else all on one.
+
+        Args:
+            longest: new tokens that the model has room for. given: what else its forward takes, such as
+                `encoder_outputs` (prompts are then the decoder's) and masks.
+        """
+        from transformers import GenerationConfig, GenerationMixin  # noqa: PLC0415  # seconds of import
+
+        config = GenerationConfig(
+            num_beams=self.beams,
+            do_sample=False,
+            max_new_tokens=min(self.longest, longest),
+            use_cache=True,
+            eos_token_id=self._ends() or None,
+            pad_token_id=self.tokenizer.pad_token_id or 0,
+            decoder_start_token_id=self.model.config.to_dict().get("decoder_start_token_id"),
+        )
+        two = bool(self.model.config.is_encoder_decoder)
+        name = "decoder_input_ids" if two else "input_ids"
+        # Of the mixin itself, as Whisper's own cuts long recordings into windows and decides on its prompt.
+        found: Any = GenerationMixin.generate(self.model, generation_config=config, **{name: prompts_BP}, **given)  # type: ignore[arg-type, unused-ignore]
+        new_BT = found[:, prompts_BP.shape[1] :].tolist()
+        texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in new_BT]
+        return [one_line(text if two else text.partition("\n")[0]) for text in texts]
+
+    def _ends(self) -> list[int]:
+        """Return the tokens that end a text, by tokenizer and model."""
+        own = getattr(self.model.generation_config, "eos_token_id", None)
+        every = [self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+        return sorted({one for one in every if one is not None})
+
+
+def costs(logits_BTV: torch.Tensor, labels_BT: torch.Tensor) -> list[tuple[float, int]]:
+    """Return what the labels of each row cost, in nats, and how many count."""
+    nats_BT = torch.nn.functional.cross_entropy(
+        logits_BTV.float().transpose(1, 2), labels_BT, ignore_index=UNSEEN, reduction="none"
+    )
+    counts_B = (labels_BT != UNSEEN).sum(1).tolist()
+    return list(zip(nats_BT.double().sum(1).tolist(), counts_B, strict=True))
+
+
+def one_line(text: str) -> str:
+    r"""Return a text without line breaks, so that it can stand in a file of one text a line.
+
+    >>> one_line(" a\nb ")
+    'a b'
+    """
+    return " ".join(text.split("\n")).replace("\r", " ").strip()
+
+
+def ids_of(table: Table, *columns: Sequence[str]) -> list[str]:
+    """Return the name of each row, with eight digits of a hash of what it holds.
+
+    Args:
+        columns: what each row holds: a text, the hash of a recording.
+    """
+    rows = zip(*columns, strict=True)
+    return [f"{table[place].name}#{_digest(row)}" for place, row in enumerate(rows)]
+
+
+def check_texts(table: Table, *columns: str) -> None:
+    """Check that every row has a text in these columns.
+
+    Raises:
+        EvaluationError: naming the rows whose text is empty, no text, or holds what is not Unicode.
+    """
+    wrong = [
+        f"{row.name}: {column} {fault}"
+        for row in (table[place] for place in range(len(table)))
+        for column in columns
+        if (fault := _fault(row.values[column]))
+    ]
+    if wrong:
+        raise EvaluationError(
+            f"{table.name}: {' and '.join(columns)} must be texts in UTF-8 that are not empty. Got:\n"
+            f"{listing(wrong, 5)}\nCorrect the rows, or leave them out."
+        )
+
+
+def _fault(text: Any) -> str:
+    if not isinstance(text, str):
+        return f"is of the type {type(text).__name__}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return "" if text.strip() else "is empty"
+
+
+def _digest(values: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(values).encode(), digest_size=4).hexdigest()
+
+
+def on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a batch on a device, tuples of tensors included."""
+    return {
+        name: tuple(one.to(device) for one in value) if isinstance(value, tuple) else value.to(device)
+        for name, value in batch.items()
+        if isinstance(value, tuple | torch.Tensor)
+    }

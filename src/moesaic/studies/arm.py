@@ -1,0 +1,72 @@
+"""One method of a study: how the model is made, and what of its training is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from moesaic.experts.base import ExpertInit
+from moesaic.losses.eesd import Eesd
+from moesaic.routers.base import RouterInit
+from moesaic.spec import MoESpec
+from moesaic.training.recipe import Loss, Training
+from moesaic.training.stages import Stage
+
+Kind = Literal["dense", "published", "control", "recommended"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method under test.
+
+    Args:
+        name: of its row, lower case with hyphens. what: one line on it.
+        kind: a dense model; a published method; a control that a paper lacks; or what we recommend.
+        experts: expert init; None: the dense model itself. router: router init; None: the one that suits.
+        spec: the MoE; where the study varies layers, its `layers` are the study's.
+        losses: router losses. stages: who is frozen until when. teacher: of self-distillation; None: none.
+        router_rate, down_rate: times the learning rate, for routers and for the routed experts' last linears.
+        training: further fields of `Training` that are its own, such as `lora`.
+    """
+
+    name: str
+    what: str
+    kind: Kind = "published"
+    experts: ExpertInit | None = None
+    router: RouterInit | None = None
+    spec: MoESpec = field(default_factory=lambda: MoESpec(shared_expert=True))
+    losses: tuple[Loss, ...] = ()
+    stages: tuple[Stage, ...] = ()
+    teacher: Eesd | None = None
+    router_rate: float = 1.0
+    down_rate: float = 1.0
+    training: tuple[tuple[str, Any], ...] = ()
+
+    def trained(self, budget: Training, rate: float) -> Training:
+        """Return how it trains at a learning rate, within a budget that is the same for all."""
+        own = dict(self.training)
+        if self.experts is not None:
+            own |= {"router_learning_rate": self.router_rate * rate, "down_learning_rate": self.down_rate * rate}
+        if self.is_always_on:
+            own["router_learning_rate"] = None  # its router stands still
+        return replace(budget, learning_rate=rate, **own)
+
+    @property
+    def is_always_on(self) -> bool:
+        """Whether its router never trains: a control without routing."""
+        return any(stage.frozen == frozenset({"router"}) and stage.until == 1 for stage in self.stages)
+
+    @property
+    def number_of_experts(self) -> int:
+        """Routed experts; 0 of a dense model."""
+        return 0 if self.experts is None else self.spec.num_experts
+
+
+ALWAYS_ON: tuple[Stage, ...] = (Stage(1.0, frozenset({"router"})),)
+"""Stages of the iso-FLOP control: a router of zeros that stands still gives each of K experts of K the same gate."""
+
+
+def of_kind(arms: Sequence[Arm], *kinds: Kind) -> list[Arm]:
+    """Return the arms of some kinds, in order."""
+    return [arm for arm in arms if arm.kind in kinds]

@@ -1,0 +1,1 @@
+"""Studies that come with moesaic: one file, one function `make(*, smoke) -> Study`."""

@@ -1,0 +1,143 @@
+"""Speech into 16 languages from little data: SPRI's experiment (CoVoST2) in miniature, with the controls it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moesaic.corpora.stamps_speech import StampsSpeech
+from moesaic.evaluation.tasks.speech_translation import SpeechTranslation
+from moesaic.experts.drop_upcycling import DropUpcycling
+from moesaic.experts.noise_upcycling import NoiseUpcycling
+from moesaic.experts.norm_matched_copy import NormMatchedCopy
+from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
+from moesaic.experts.sparse_upcycling import SparseUpcycling
+from moesaic.experts.spri import Spri
+from moesaic.experts.zero_routed import ZeroRouted
+from moesaic.losses.load_balancing import LoadBalancing
+from moesaic.losses.router_z import RouterZ
+from moesaic.recipes.speech_translation import speech_translation
+from moesaic.routers.zeros import Zeros
+from moesaic.spec import MoESpec
+from moesaic.studies.arm import ALWAYS_ON, Arm
+from moesaic.studies.parts import ROWS, TEST, write_parts
+from moesaic.studies.study import Measure, Say, Study
+from moesaic.training.recipe import Recipe, Training
+from moesaic.training.stages import two_stages
+
+BALANCE = (LoadBalancing(weight=1e-2), RouterZ(weight=1e-3))
+"""Router losses of SPRI, with which all published methods train."""
+MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
+BARE = replace(MOE, shared_expert=False)
+PAIR = replace(MOE, num_experts=2)
+STEPS, BATCH = 100, 32
+SCORES = ("BLEU, mean over languages", "chrF2, mean over languages")
+RATES = (3e-4, 1e-3)
+
+
+@dataclass(frozen=True)
+class SpeechBench:
+    """Whisper's decoder on speech of the stamps; the encoder is frozen, and what it makes of each recording is kept.
+
+    Args:
+        model: an encoder-decoder of speech.
+        source: `stamps_speech`, or a folder with train, validation and test.jsonl.
+        longest: seconds of a recording. rows: of each part at most; 0: all.
+    """
+
+    model: str = "whisper-base"
+    source: str = "stamps_speech"
+    longest: float = 2.4
+    rows: int = 0
+
+    def data(self, fold: int, out: Path, say: Say) -> None:
+        corpus = StampsSpeech(longest=self.longest) if self.source == StampsSpeech.name() else None
+        write_parts(corpus or self.source, out, fold, {"validation": 400, "test": 600}, self.rows, say)
+
+    def dense(self, out: Path, say: Say) -> Path:
+        from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
+
+        return resolve(self.model, progress=say)
+
+    def upcycling(self) -> Mapping[str, Any]:
+        return {"tower": "decoder"}
+
+    def calibration(self, data: Path) -> Any:
+        return data / ROWS
+
+    def recipe(self, model: Path, data: Path, out: Path, training: Training) -> Recipe:
+        return speech_translation(
+            model, data / ROWS, out, frozen_encoder=True, cut=True, losses=(), stages=(), training=training
+        )
+
+    def measures(self) -> tuple[Measure, ...]:
+        task = SpeechTranslation(frozen_encoder=True, cut=True, longest=40)
+        return (Measure(task, TEST, ("loss", *SCORES), batch_size=64),)
+
+
+def make(*, smoke: bool) -> Study:
+    """Return the study; of `smoke`, three arms and a few steps."""
+    study = Study(
+        name="speech_translation",
+        question="Whisper base learns to write 16 languages that it never wrote, from speech in 8 others: what of the "
+        "gain of SPRI is its init, what the parameters, what the routing?",
+        bench=SpeechBench(),
+        arms=arms(),
+        budget=Training(
+            steps=STEPS,
+            batch_size=BATCH,
+            warmup=0.05,
+            log_every=20,
+            held_out_tokens=4096,
+            frozen=("model.decoder.embed_tokens",),
+        ),
+        rates=RATES,
+        layers="every:2",
+        references=("dense", "iso-flop"),
+    )
+    if not smoke:
+        return study
+    return replace(
+        study,
+        arms=tuple(study.arm(name) for name in ("dense", "iso-flop", "spri-two-stages")),
+        bench=SpeechBench(rows=48),
+        budget=replace(study.budget, steps=3, batch_size=8, held_out_tokens=64),
+        rates=(1e-3,),
+        seeds=(0,),
+    )
+
+
+def arms() -> tuple[Arm, ...]:
+    """Return the methods."""
+
+    def published(name: str, what: str, experts: Any, **further: Any) -> Arm:
+        return Arm(name, what, "published", experts, spec=MOE, losses=BALANCE, **further)
+
+    def control(name: str, what: str, experts: Any, **further: Any) -> Arm:
+        return Arm(name, what, "control", experts, **{"spec": MOE, "losses": BALANCE, **further})
+
+    return (
+        Arm("dense", "fine-tuned as it is", "dense"),
+        Arm("lora", "adapters of rank 32 on every linear", "published", training=(("lora", 32),)),
+        published("copy", "copies beside a full shared copy", SparseUpcycling(shares_mode="full")),
+        published("noise", "the same, noise on half the neurons", NoiseUpcycling(mode="add_rows", shares_mode="full")),
+        published("drop", "the same, half the neurons redrawn", DropUpcycling(shares_mode="full")),
+        published("spri-one-stage", "spectral blocks of norm 1e-3, all train", Spri()),
+        published("spri-two-stages", "first linears frozen for 10 % of the steps", Spri(), stages=two_stages()),
+        published("spri-up", "blocks in the first linear", Spri(placement="up"), stages=two_stages(placement="up")),
+        control("copy-alone", "copies without a shared expert", SparseUpcycling(), spec=BARE),
+        control("norm-matched-copy", "last linear 1e-3 of the dense one", NormMatchedCopy()),
+        control("norm-matched-gaussian", "last linear Gaussian of norm 1e-3", NormMatchedGaussian()),
+        control("zero-routed", "last linear zero", ZeroRouted()),
+        control(
+            "iso-flop",
+            "two further FFNs, always on, no routing",
+            NormMatchedGaussian(),
+            spec=PAIR,
+            router=Zeros(),
+            losses=(),
+            stages=ALWAYS_ON,
+        ),
+    )

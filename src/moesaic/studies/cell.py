@@ -1,0 +1,189 @@
+"""One cell of a study: one method and one seed; made, trained, measured, and its weights thrown away."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moesaic.api import upcycle
+from moesaic.evaluation import evaluate
+from moesaic.evaluation.intervals import drawn
+from moesaic.experts.base import ExpertInit
+from moesaic.running import train
+from moesaic.spec import Layers, LayerSpec
+from moesaic.studies.arm import Arm
+from moesaic.studies.looking import look
+from moesaic.studies.study import Measure, Study
+from moesaic.training.checkpointing import read_json, write_json
+from moesaic.training.recipe import Recipe
+
+DONE = "cell.json"
+FOLDS = 5
+"""How many folds a corpus has; a seed past them begins anew."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is run.
+
+    Args:
+        arm: name. seed: of model, order and fold.
+        rates: peak learning rates that are tried; the one with the lowest held-out loss is measured on test data.
+    """
+
+    arm: str
+    seed: int
+    rates: tuple[float, ...]
+
+    def folder(self, out: Path) -> Path:
+        """Where it stands."""
+        return out / "cells" / self.arm / f"seed-{self.seed}"
+
+    def found(self, out: Path) -> dict[str, Any] | None:
+        """Return what came of it; None where it is still to be run."""
+        file = self.folder(out) / DONE
+        return read_json(file) if file.is_file() else None
+
+
+def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
+    """Run a cell; what is finished of it is read.
+
+    Returns: what stands in cell.json.
+
+    Raises:
+        MoesaicError: for every fault of methods, model or data.
+    """
+    if (found := cell.found(out)) is not None:
+        return found
+    folder = cell.folder(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    arm, data, dense = study.arm(cell.arm), data_of(study, cell.seed, out, say), dense_of(study, out, say)
+    model = dense
+    if arm.experts is not None:
+        model = _upcycled(study, arm, arm.experts, cell.seed, dense, data, folder / "moe")
+    tries = [_tried(study, arm, cell.seed, rate, model, dense, data, folder, say) for rate in cell.rates]
+    best = min(tries, key=lambda one: float(one["held_out"]["last"]["eval/loss"]))
+    trained, began = folder / f"run-{best['rate']:g}" / "model", _cpu()
+    recipe = _recipe(study, arm, cell.seed, best["rate"], model, data, trained.parent)
+    measures = {
+        one.title: _measured(one, trained, data, folder, study.seeds.index(cell.seed)) for one in study.bench.measures()
+    }
+    held = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
+    made = {"arm": cell.arm, "seed": cell.seed, **best, "tried": held, "look": look(trained, recipe)}
+    made |= {"measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}
+    for place in (folder / "moe", *folder.glob("run-*")):
+        shutil.rmtree(place, ignore_errors=True)
+    write_json(folder / DONE, made)
+    return made
+
+
+def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
+    """Return the folder of a seed's data, written on first use."""
+    place = out / "data" / f"fold-{seed % FOLDS}"
+    if not place.exists():
+        beside = place.with_name(f"{place.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        study.bench.data(seed % FOLDS, beside, say)
+        beside.rename(place)
+    return place
+
+
+def dense_of(study: Study, out: Path, say: Say) -> Path:
+    """Return the folder of the dense model."""
+    return study.bench.dense(out / "dense", say)
+
+
+def _tried(
+    study: Study, arm: Arm, seed: int, rate: float, model: Path, dense: Path, data: Path, folder: Path, say: Say
+) -> dict[str, Any]:
+    """Train at a rate; return what is known of it, and leave the trained model in place."""
+    place, file = folder / f"run-{rate:g}", folder / f"try-{rate:g}.json"
+    if file.is_file() and (place / "model").is_dir():
+        known: dict[str, Any] = read_json(file)
+        return known
+    began = time.monotonic(), _cpu()
+    recipe = replace(_recipe(study, arm, seed, rate, model, data, place), parent=str(dense))
+    trained = train(recipe, overwrite=True, certify=False, say=say)
+    for checkpoint in place.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    made = {
+        "rate": rate,
+        "steps": trained.steps,
+        "tokens": trained.tokens,
+        "held_out": {"first": dict(trained.curve[0]), "last": dict(trained.curve[-1])},
+        "train_loss": [list(pair) for pair in trained.losses],
+        "seconds": round(time.monotonic() - began[0], 1),
+        "cpu_seconds": round(_cpu() - began[1], 1),
+    }
+    write_json(file, made)
+    return made
+
+
+def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Path, data: Path, to: Path) -> Path:
+    if to.is_dir():  # whole, or it would not be there
+        return to
+    made = upcycle(
+        dense,
+        to,
+        replace(arm.spec, layers=Layers(study.layers)),
+        experts=experts,
+        router=arm.router,
+        seed=seed,
+        certify=False,
+        data=study.bench.calibration(data) if _learns(arm) else None,
+        **study.bench.upcycling(),
+    )
+    return made.folder
+
+
+def _learns(arm: Arm) -> bool:
+    """Whether an arm's methods read activations."""
+    size = LayerSpec(arm.spec.num_experts, arm.spec.top_k, 64, 256, 256)
+    return any(method is not None and method.statistics(size) for method in (arm.experts, arm.router))
+
+
+def _recipe(study: Study, arm: Arm, seed: int, rate: float, model: Path, data: Path, out: Path) -> Recipe:
+    teacher = None
+    if arm.teacher is not None:
+        from moesaic.training.teacher import EnsembleTeacher  # noqa: PLC0415  # imports torch
+
+        teacher = EnsembleTeacher(arm.teacher)
+    training = replace(arm.trained(study.budget, rate), seed=seed)
+    made = study.bench.recipe(model, data, out, training)
+    return replace(made, losses=arm.losses, stages=arm.stages, teacher=teacher)
+
+
+def _measured(measure: Measure, model: Path, data: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """Evaluate; keep values, and what each resample of the items gave, to compare arms on the same items."""
+    found = evaluate(
+        model,
+        measure.task,
+        data / measure.data,
+        out=folder / measure.title,
+        batch_size=measure.batch_size,
+        precision=measure.precision,
+        overwrite=True,
+    )
+    ids = "\n".join(str(row["id"]) for row in found.records)
+    return {
+        "items": hashlib.sha256(ids.encode()).hexdigest()[:16],
+        "scores": [score.to_json() for score in found.scores],
+        "draws": {one.name: _rounded(drawn(one, found.records, seed=seed)) for one in found.metrics},
+    }
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 7) for value in values]
+
+
+def _cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

@@ -1,0 +1,179 @@
+"""From a study to its result: which cells there are, what is run at the same time, and what is already there."""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from moesaic.errors import MoesaicError, StudyError, listing
+from moesaic.studies import cell as cells
+from moesaic.studies.cell import Cell
+from moesaic.studies.result import Result, collect
+from moesaic.studies.study import Study
+from moesaic.studies.writing import write
+from moesaic.training.checkpointing import read_json, write_json
+from moesaic.training.record import plain
+
+RECORD = "study.json"
+PACKAGES = ("moesaic", "torch", "transformers", "numpy")
+Say = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+"""Called with ("study", cells finished since the last call, cells in all)."""
+
+
+def study(
+    made: Study,
+    out: str | Path,
+    *,
+    workers: int = 1,
+    only: Sequence[str] = (),
+    resume: bool = False,
+    command: str = "",
+    say: Say = lambda _: None,
+    progress: Progress = lambda *_: None,
+) -> Result:
+    """Run a study's cells, each once whatever interrupts it, and write what came of them.
+
+    Args:
+        out: folder of the study.
+        workers: cells at the same time, each with its share of the cores; with GPUs, one each.
+        only: names of arms that are run now; the others may follow later in the same folder. Empty: all.
+        resume: go on in a folder that holds finished cells of the same study.
+        command: by which it is run, for the record.
+        say: told how it goes. progress: told how far it is.
+
+    Raises:
+        StudyError: where the folder is of another study, or cells fail (all others are finished first).
+    """
+    place = Path(out).expanduser().absolute()
+    _settle(made, place, resume)
+    for name in only:
+        if name not in {arm.name for arm in made.arms}:
+            known = ", ".join(arm.name for arm in made.arms)
+            raise StudyError(f"study {made.name}: only must name arms of {known}. Got '{name}'. Correct it.")
+    chosen = [arm.name for arm in made.arms if not only or arm.name in only]
+    total = len(chosen) * len(made.seeds)
+    with _alone(place):
+        cells.dense_of(made, place, say)
+        for seed in made.seeds:
+            cells.data_of(made, seed, place, say)
+        progress("study", 0, total)
+        first = [Cell(name, made.seeds[0], made.rates) for name in chosen]
+        rates = {one["arm"]: one["rate"] for one in _run(made, first, place, workers, say, progress, total)}
+        others = [Cell(name, seed, (rates[name],)) for seed in made.seeds[1:] for name in chosen]
+        _run(made, others, place, workers, say, progress, total)
+        result = collect(made, place, versions(), command)
+        write(result, place)
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what decides the numbers."""
+    return {package: version(package).partition("+")[0] for package in PACKAGES}
+
+
+def _settle(made: Study, out: Path, resume: bool) -> None:
+    now = plain(made)
+    file = out / RECORD
+    if not file.exists():
+        if out.exists() and any(out.iterdir()):
+            raise StudyError(
+                f"{out}: out must be new, empty or an earlier study. It holds something else. Choose another."
+            )
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(file, now)
+        return
+    then = read_json(file)
+    # Arms and seeds may be added or taken away: cells stand each for themselves.
+    changed = [key for key in now if key not in ("arms", "references", "seeds") and then.get(key) != now[key]]
+    arms = {arm["name"]: arm for arm in then["arms"]}
+    changed += [f"arm {arm['name']}" for arm in now["arms"] if arms.get(arm["name"], arm) != arm]
+    if changed:
+        raise StudyError(
+            f"{out}: a study must go on as it began. What differs:\n{listing(changed)}\nRestore it or take another out."
+        )
+    if not resume:
+        raise StudyError(f"{out}: out must be new. Got an earlier study. Pass --resume to go on with it.")
+    write_json(file, {**now, "arms": list({**arms, **{arm["name"]: arm for arm in now["arms"]}}.values())})
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Let one process at a time work in a folder; the lock goes with the process, however it ends."""
+    with (out / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StudyError(f"{out}: one process must work in it at a time. Got another. Wait, or stop it.") from None
+        yield
+
+
+def _run(
+    made: Study, wanted: Sequence[Cell], out: Path, workers: int, say: Say, progress: Progress, total: int
+) -> list[dict[str, Any]]:
+    """Run what is missing and return all; finish all others before a cell's fault is told."""
+    missing = [cell for cell in wanted if cell.found(out) is None]
+    progress("study", len(wanted) - len(missing), total)
+    faults: list[str] = []
+    for cell, problem in _finished(made, missing, out, workers, say):
+        if problem:
+            faults.append(f"{cell.arm}, seed {cell.seed}: {problem}")
+            say(faults[-1])
+        progress("study", 1, total)
+    if faults:
+        raise StudyError(
+            f"study {made.name}: every cell must run. {len(faults)} of {len(missing)} did not:\n{listing(faults)}\n"
+            "Mend it and repeat the command with --resume: finished cells are kept."
+        )
+    return [found for cell in wanted if (found := cell.found(out)) is not None]
+
+
+def _finished(made: Study, missing: Sequence[Cell], out: Path, workers: int, say: Say) -> Iterator[tuple[Cell, str]]:
+    """Yield each cell when it is done, with what went wrong."""
+    if workers == 1 or len(missing) < 2:
+        for cell in missing:
+            say(f"{cell.arm}, seed {cell.seed}")
+            yield cell, _problem(made, cell, out, say)
+        return
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(numbers, threads)) as pool:
+        running = {pool.submit(_problem, made, cell, out, _nothing): cell for cell in missing}
+        for future in as_completed(running):
+            cell = running[future]
+            say(f"{cell.arm}, seed {cell.seed}: done")
+            yield cell, future.result()
+
+
+def _begin(numbers: Any, threads: int) -> None:
+    """Give a worker its GPU, or its share of the cores, before torch is imported."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    number = numbers.get()
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)] if visible else str(number)
+
+
+def _problem(made: Study, cell: Cell, out: Path, say: Say) -> str:
+    """Run a cell; return what went wrong, or an empty string."""
+    import torch  # noqa: PLC0415  # after the worker's environment is set
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    try:
+        cells.run(made, cell, out, say)
+    except (MoesaicError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""

@@ -1,0 +1,112 @@
+"""A study: arms, seeds, a learning-rate grid, one budget, and the bench that all of it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from moesaic.errors import StudyError, brief
+from moesaic.evaluation import EvaluationTask
+from moesaic.studies.arm import Arm
+from moesaic.training.recipe import Recipe, Training
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An evaluation that each cell ends with.
+
+    Args:
+        name: in the tables; empty: the task's own. task: what is measured. data: a file of the fold's folder.
+        headline: metrics shown in the first table, by name.
+        batch_size, precision: as for `moesaic.evaluate`.
+    """
+
+    task: EvaluationTask
+    data: str
+    headline: tuple[str, ...]
+    name: str = ""
+    batch_size: int = 32
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+
+    @property
+    def title(self) -> str:
+        return self.name or self.task.name()
+
+
+class Bench(Protocol):
+    """What a study trains and measures on: a frozen dataclass, which goes into the record.
+
+    A seed has a fold of its own: what it tests on, no other seed's training is chosen by.
+    """
+
+    @property
+    def model(self) -> str:
+        """Name or folder of the dense model."""
+
+    def data(self, fold: int, out: Path, say: Say) -> None:
+        """Write a fold's data into a new folder, the same bytes each time."""
+
+    def dense(self, out: Path, say: Say) -> Path:
+        """Return the folder of the dense model; made in `out` where it isn't `model` as it is."""
+
+    def upcycling(self) -> Mapping[str, Any]:
+        """Return further arguments of `moesaic.upcycle`, such as `tower`."""
+
+    def calibration(self, data: Path) -> Any:
+        """Return what methods learn from that read activations: the fold's training data, or a part of it."""
+
+    def recipe(self, model: Path, data: Path, out: Path, training: Training) -> Recipe:
+        """Return the run on a fold's data, without losses, stages and teacher, which are the arm's.
+
+        Its held-out part is for the choice of the learning rate, and is not tested on.
+        """
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Return the evaluations on the fold's test data."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Methods x seeds under one budget.
+
+    Args:
+        name: of its result. question: what it asks, in a sentence.
+        bench: model, data, task. arms: methods; all have the same data, steps and number of learning rates tried.
+        budget: steps, batch and whatever else is the same for all.
+        rates: peak learning rates, tried by each arm on the first seed; the one with the lowest held-out loss is the
+            arm's in all seeds.
+        seeds: each with a fold of its own.
+        layers: which layers become MoE in all arms.
+        references: names of arms that every other is compared with, pair by pair.
+    """
+
+    name: str
+    question: str
+    bench: Bench
+    arms: tuple[Arm, ...]
+    budget: Training
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    layers: str = "all"
+    references: tuple[str, ...] = ("dense",)
+
+    def __post_init__(self) -> None:
+        names = [arm.name for arm in self.arms]
+        rules = [
+            ("arms", len(set(names)) == len(names) > 0, "at least one, each with a name of its own", names),
+            ("rates", len(self.rates) > 0 and min(self.rates) > 0, "one or more, above 0", self.rates),
+            ("seeds", len(set(self.seeds)) == len(self.seeds) > 0, "one or more, all different", self.seeds),
+            ("references", set(self.references) <= set(names), f"among the arms {brief(names)}", self.references),
+            ("budget", self.budget.steps is not None, "a number of steps", self.budget.steps),
+        ]
+        for what, fine, rule, got in rules:
+            if not fine:
+                raise StudyError(f"study {self.name}: {what} must be {rule}. Got {got}. Correct the study.")
+
+    def arm(self, name: str) -> Arm:
+        """Return an arm by name."""
+        return next(arm for arm in self.arms if arm.name == name)

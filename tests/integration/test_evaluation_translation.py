@@ -1,0 +1,150 @@
+"""Translation of texts is measured, by decoders and by encoder-decoders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tests.integration import calibrating as pico
+from torch.testing import assert_close
+
+import moesaic
+from moesaic.errors import EvaluationError
+from moesaic.evaluation import Evaluation, evaluate
+from moesaic.evaluation.tasks.translation import Translation, language_name
+
+MADE: dict[str, Callable[[Path], Path]] = {"llama": pico.llama, "t5": pico.t5}
+
+
+def louder(folder: Path) -> Path:
+    """Move a pico model far enough from its start that it says one thing and another, in words that there are."""
+    model = pico.load(folder)
+    words = len(pico.WORDS) + 4
+    with torch.no_grad():
+        generator = torch.Generator().manual_seed(5)
+        for one in model.parameters():
+            one.add_(0.4 * torch.randn(one.shape, generator=generator))
+        model.get_output_embeddings().weight[words:] = 0
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, make in MADE.items():
+        louder(make(folder / name))
+    return folder
+
+
+def rows(count: int = 9) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": pico.text(2 + n % 4, n),
+            "translation": pico.text(2 + n % 3, n + 50),
+            "language": ("de", "es", "fr")[n % 3],
+        }
+        for n in range(count)
+    ]
+
+
+def measured(model: Path, data: Any = None, **how: Any) -> Evaluation:
+    return evaluate(model, Translation(longest=6, **how), rows() if data is None else data, batch_size=4)
+
+
+def reference(folder: Path, row: dict[str, Any], beams: int) -> tuple[str, float]:
+    """Return what transformers makes of a row alone: greedy by hand, beams by its own `generate`; and the loss."""
+    model, tokenizer = pico.load(folder), transformers.AutoTokenizer.from_pretrained(folder)
+
+    def ids(text: str) -> list[int]:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    wanted, two = [*ids(row["translation"]), 2], model.config.is_encoder_decoder
+    name = {"de": "German", "es": "Spanish", "fr": "French"}[row["language"]]
+    given = [0] if two else [1, *ids(f"{row['text']}\nIn {name}:\n")]
+    source = {"input_ids": torch.tensor([[1, *ids(row["text"]), 2]])} if two else {}
+    where = "decoder_input_ids" if two else "input_ids"
+    said = torch.tensor([given])
+    with torch.no_grad():
+        logits = model(**source, **{where: torch.tensor([given + wanted])}).logits[0, len(given) - 1 : -1]
+        nats = torch.nn.functional.cross_entropy(logits, torch.tensor(wanted), reduction="sum")
+        if beams > 1:
+            how = {"num_beams": beams, "max_new_tokens": 6, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
+            said = model.generate(**source, **{where: said}, **how)
+        while beams == 1 and said.shape[1] < len(given) + 6 and said[0, -1] != 2:
+            said = torch.cat([said, model(**source, **{where: said}).logits[:, -1].argmax(-1, keepdim=True)], 1)
+    return str(tokenizer.decode(said[0, len(given) :], skip_special_tokens=True)).strip(), float(nats)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_written_and_paid_is_what_transformers_says(name: str, beams: int, models: Path) -> None:
+    """One row at a time against padded batches; nats are float32 sums of other batches."""
+    found = measured(models / name, beams=beams)
+    texts = set()
+    for row, record in zip(rows(), found.records, strict=True):
+        text, nats = reference(models / name, row, beams)
+        assert record["hypothesis"] == text
+        assert record["tokens"] == len(row["translation"].split()) + 1
+        assert_close(record["nats"], nats, rtol=1e-5, atol=1e-4)
+        texts.add(text)
+    assert len(texts) > 1
+
+
+def test_scores_stand_by_language_and_a_moe_is_compared(models: Path, tmp_path: Path) -> None:
+    moesaic.upcycle(models / "llama", tmp_path / "moe", moesaic.MoESpec(4, 2))
+    own, other = measured(models / "llama"), measured(tmp_path / "moe")
+    assert {score.group for score in own.scores} == {"", "de", "es", "fr"}
+    assert_close(own.value("loss"), other.value("loss"), rtol=1e-5, atol=1e-5)  # it starts at the dense function
+    assert set(own.compare(other)) == {one.name for one in own.metrics}
+    assert [row["cluster"] for row in own.records] == [row["text"] for row in rows()]
+
+
+def test_the_token_of_the_language_begins_where_there_is_one(models: Path, tmp_path: Path) -> None:
+    """The decoder is given it, so the loss is that of the rest."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models / "t5")
+    tokenizer.add_tokens(["__de__"], special_tokens=True)
+    pico.load(models / "t5").save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    given = [{**row, "language": "de"} for row in rows(3)]
+    told, plain = measured(tmp_path / "t5", given), measured(models / "t5", given)
+    assert [row["tokens"] for row in told.records] == [row["tokens"] for row in plain.records]
+    assert abs(told.value("loss") - plain.value("loss")) > 1e-3
+
+
+def test_a_chat_template_writes_prompts(models: Path, tmp_path: Path) -> None:
+    pico.load(models / "llama").save_pretrained(tmp_path / "chat")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models / "llama")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}the {{ m.content }} a {% else %}{{ m.content }} </s>"
+        "{% endif %}{% endfor %}"
+    )
+    tokenizer.save_pretrained(tmp_path / "chat")
+    found, plain = measured(tmp_path / "chat"), measured(models / "llama")
+    assert [row["tokens"] for row in found.records] == [row["tokens"] for row in plain.records]
+    assert abs(found.value("loss") - plain.value("loss")) > 1e-3
+
+
+def test_bad_rows_prompts_and_models_are_told_in_a_message(models: Path, tmp_path: Path) -> None:
+    def refused(changes: dict[str, Any], model: str = "llama", **how: Any) -> str:
+        with pytest.raises(EvaluationError) as caught:
+            measured(models / model, [rows(1)[0], {**rows(2)[1], **changes}], **how)
+        return str(caught.value)
+
+    assert "row 1: translation is empty" in refused({"translation": ""})
+    assert "row 1: text is of the type int" in refused({"text": 3})
+    assert "row 1: no 'translation'" in refused({"translation": None})
+    assert "Got 'germn'. Did you mean 'german'?" in refused({"language": "germn"})
+    assert refused({"text": "the " * 100}, window=40).startswith("row 1: text and translation must fit 40 tokens")
+    with pytest.raises(ValueError, match=r"must have a place for \{text\}"):
+        Translation(prompt="say it")
+    with pytest.raises(EvaluationError, match="must write text"):
+        measured(pico.bert(tmp_path / "bert"))
+
+
+def test_languages_are_named_by_code_or_name() -> None:
+    assert [language_name(one) for one in ("de", "pt-BR", "Spanish")] == ["German", "Portuguese", "Spanish"]

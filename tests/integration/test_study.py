@@ -1,0 +1,196 @@
+"""A study on a tiny model: budget, resume, comparisons, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.integration.calibrating import llama, text
+
+from moesaic.errors import StudyError
+from moesaic.evaluation.tasks.perplexity import Perplexity
+from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
+from moesaic.experts.spri import Spri
+from moesaic.recipes.continued_pretraining import continued_pretraining
+from moesaic.routers.zeros import Zeros
+from moesaic.spec import MoESpec
+from moesaic.studies import Arm, Measure, Study, study
+from moesaic.studies.arm import ALWAYS_ON
+from moesaic.studies.cell import Cell
+from moesaic.studies.result import by_seeds
+from moesaic.training.recipe import Recipe, Training
+
+SPEC = MoESpec(num_experts=4, top_k=2, shared_expert=True)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Sentences of two kinds, another set in each fold."""
+
+    model: str
+
+    def data(self, fold: int, out: Path, say: Any) -> None:
+        for part, count in (("train", 40), ("test", 12)):
+            (out / part).mkdir(parents=True)
+            rows = [{"text": text(20, 1000 * fold + 100 * len(part) + n), "label": "ab"[n % 2]} for n in range(count)]
+            (out / part / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def dense(self, out: Path, say: Any) -> Path:
+        return Path(self.model)
+
+    def upcycling(self) -> Mapping[str, Any]:
+        return {}
+
+    def calibration(self, data: Path) -> Any:
+        return data / "train"
+
+    def recipe(self, model: Path, data: Path, out: Path, training: Training) -> Recipe:
+        return continued_pretraining(
+            model, data / "train", out, window=16, held_out=0.2, losses=(), stages=(), training=training
+        )
+
+    def measures(self) -> tuple[Measure, ...]:
+        return (Measure(Perplexity(window=32, stride=16), "test", ("loss",), batch_size=4, precision="float32"),)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    torch.set_num_threads(1)  # as each of two workers on two cores has
+    model = llama(tmp_path_factory.mktemp("model") / "llama")
+    return Study(
+        name="tiny",
+        question="Does it run?",
+        bench=Bench(str(model)),
+        arms=(
+            Arm("dense", "as it is", "dense"),
+            Arm("spri", "blocks", "recommended", Spri(), spec=SPEC, router_rate=10.0, down_rate=4.0),
+            Arm(
+                "iso-flop",
+                "always on",
+                "control",
+                NormMatchedGaussian(),
+                Zeros(),
+                replace(SPEC, num_experts=2),
+                stages=ALWAYS_ON,
+            ),
+        ),
+        budget=Training(steps=3, batch_size=4, precision="float32", log_every=1),
+        rates=(1e-3, 1e-4),
+        seeds=(0, 1),
+        references=("dense", "iso-flop"),
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(made: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "out"
+    study(made, out, command="moesaic study tiny")
+    return out
+
+
+def numbers(out: Path) -> dict[str, Any]:
+    """Return what a study found, without times."""
+    found = json.loads((out / "result.json").read_text())
+    for row in found["rows"]:
+        for cell in row["cells"]:
+            for name in ("seconds", "cpu_seconds", "measuring_cpu_seconds"):
+                del cell[name]
+    return {key: found[key] for key in ("rows", "tuning", "missing")}
+
+
+def test_each_cell_has_the_budget_and_the_best_of_its_rates(made: Study, finished: Path) -> None:
+    for arm in made.arms:
+        cells = [Cell(arm.name, seed, made.rates).found(finished) for seed in made.seeds]
+        assert all(cell is not None and cell["steps"] == 3 for cell in cells)
+        first, second = (cell for cell in cells if cell is not None)
+        assert set(first["tried"]) == {"0.001", "0.0001"}
+        assert first["tried"][f"{first['rate']:g}"] == min(first["tried"].values())
+        assert second["rate"] == first["rate"]
+    assert not list(finished.rglob("*.safetensors"))
+
+
+def test_function_preserving_arms_start_at_the_dense_loss(made: Study, finished: Path) -> None:
+    cells = {arm.name: Cell(arm.name, 0, made.rates).found(finished) or {} for arm in made.arms}
+    starts = {name: cell["held_out"]["first"]["eval/loss"] for name, cell in cells.items()}
+    # Blocks of norm 1e-3 move a loss of about 6 by far less than a hundredth.
+    np.testing.assert_allclose([starts["spri"], starts["iso-flop"]], starts["dense"], atol=1e-2)
+
+
+def test_what_is_always_on_routes_nothing(finished: Path) -> None:
+    cell = json.loads((finished / "cells/iso-flop/seed-0/cell.json").read_text())
+    assert all(layer["entropy"] == pytest.approx(1.0, abs=1e-6) for layer in cell["look"]["routing"].values())
+    assert cell["look"]["active"] == cell["look"]["parameters"]
+    assert all(layer["load_cv"] == 0 for layer in cell["look"]["routing"].values())
+
+
+def test_comparisons_are_of_the_same_items(finished: Path) -> None:
+    rows = {row["arm"]: row for row in numbers(finished)["rows"]}
+    for arm in ("spri", "iso-flop"):
+        one = rows[arm]["against"]["perplexity/loss against dense"]
+        own, dense = (np.array(rows[name]["means"]["perplexity/loss"]["seeds"]) for name in (arm, "dense"))
+        apart = own - dense
+        assert one["value"] == pytest.approx(apart.mean())
+        assert one["low"] <= one["value"] <= one["high"]
+        assert (one["seed_low"], one["seed_high"], one["seed_p"]) == pytest.approx(by_seeds(apart))
+
+
+def test_a_study_in_pieces_ends_in_the_same_numbers(
+    made: Study, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])  # workers import the bench's class
+    out = tmp_path / "out"
+    first = study(made, out, only=("spri",))
+    assert first.missing == ("dense", "iso-flop")
+    cell = Cell("spri", 0, made.rates)
+    (cell.folder(out) / "cell.json").unlink()  # as if it had been killed before its last step
+    study(made, out, workers=2, resume=True)
+    assert numbers(out) == numbers(finished)
+
+
+def test_the_report_names_everything(made: Study, finished: Path) -> None:
+    text = (finished / "result.md").read_text()
+    assert "    moesaic study tiny\n" in text
+    assert "torch 2" in text
+    for arm in made.arms:
+        assert f"| {arm.name} |" in text or f"| **{arm.name}** |" in text
+    assert "## Against dense" in text
+    assert "## Against iso-flop" in text
+    assert (finished / "plots" / "perplexity-loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_another_study_does_not_go_on_in_the_folder(made: Study, finished: Path) -> None:
+    with pytest.raises(StudyError, match="--resume"):
+        study(made, finished)
+    with pytest.raises(StudyError, match=r"differs:\n  - budget"):
+        study(replace(made, budget=replace(made.budget, steps=4)), finished, resume=True)
+    other = replace(made, arms=(made.arms[0], replace(made.arms[1], down_rate=2.0), made.arms[2]))
+    with pytest.raises(StudyError, match="arm spri"):
+        study(other, finished, resume=True)
+
+
+def test_faults_are_told_after_all_else_is_finished(made: Study, tmp_path: Path) -> None:
+    alone = replace(SPEC, shared_expert=False)
+    broken = Arm("broken", "blocks without what they correct", "published", Spri(), spec=alone)
+    with pytest.raises(StudyError, match="1 of 2 did not:\n  - broken, seed 0: "):
+        study(replace(made, arms=(broken, made.arms[0]), rates=(1e-3,), seeds=(0,), references=()), tmp_path / "out")
+    assert Cell("dense", 0, (1e-3,)).found(tmp_path / "out") is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"rates": ()}, "rates must be one or more"),
+        ({"seeds": (1, 1)}, "seeds must be one or more, all different"),
+        ({"references": ("dens",)}, "references must be among"),
+        ({"budget": Training()}, "budget must be a number of steps"),
+    ],
+)
+def test_a_study_that_makes_no_sense_is_refused(made: Study, changes: dict[str, Any], rule: str) -> None:
+    with pytest.raises(StudyError, match=rule):
+        replace(made, **changes)
