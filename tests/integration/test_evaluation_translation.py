@@ -16,6 +16,7 @@ import moesaic
 from moesaic.errors import EvaluationError
 from moesaic.evaluation import Evaluation, evaluate
 from moesaic.evaluation.tasks.translation import Translation, language_name
+from moesaic.experts.sparse_upcycling import SparseUpcycling
 
 MADE: dict[str, Callable[[Path], Path]] = {"llama": pico.llama, "t5": pico.t5}
 
@@ -96,7 +97,7 @@ def test_what_is_written_and_paid_is_what_transformers_says(name: str, beams: in
 
 
 def test_scores_stand_by_language_and_a_moe_is_compared(models: Path, tmp_path: Path) -> None:
-    moesaic.upcycle(models / "llama", tmp_path / "moe", moesaic.MoESpec(4, 2))
+    moesaic.upcycle(models / "llama", tmp_path / "moe", moesaic.MoESpec(4, 2), experts=SparseUpcycling())
     own, other = measured(models / "llama"), measured(tmp_path / "moe")
     assert {score.group for score in own.scores} == {"", "de", "es", "fr"}
     assert_close(own.value("loss"), other.value("loss"), rtol=1e-5, atol=1e-5)  # it starts at the dense function

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from moesaic.calibration.data import Source
+from moesaic.errors import EvaluationError, listing
 from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
+from moesaic.evaluation.comet import Comet, open_comet
 from moesaic.evaluation.faults import as_evaluation
 from moesaic.evaluation.intervals import Record
 from moesaic.evaluation.rolling import products
@@ -19,6 +21,7 @@ from moesaic.method import number
 from moesaic.observing import GROUPS
 from moesaic.training.tasks.encoded import named
 from moesaic.training.tasks.speech import Speech, open_speech
+from moesaic.training.tasks.tables import Table
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class SpeechTranslation(EvaluationTask):
         frozen_encoder: keep on disk what the encoder makes of recordings, for all models that share it.
         cut: hear recordings for little more than their length; for models that were trained so. With `frozen_encoder`.
         smooth, words: of BLEU, and of the longest word n-gram of chrF.
+        comet: folder or checkpoint of a COMET model, whose score is added; its source is `said`, else `source`.
     """
 
     asks: Literal["translate", "transcribe"] = "translate"
@@ -48,6 +52,7 @@ class SpeechTranslation(EvaluationTask):
     cut: bool = False
     smooth: Literal["exp", "floor", "add-k", "none"] = "exp"
     words: int = number(0, low=0, high=2)
+    comet: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,15 +69,18 @@ class SpeechTranslation(EvaluationTask):
         table = open_rows(self.name(), data, "audio", "audio", "text", "language")
         check_texts(table, "text", "language")
         bleu, chrf = Bleu(self.smooth), Chrf(self.words)
+        comet = open_comet(self.comet) if self.comet else None
+        if comet:
+            _check_sources(table)
         with as_evaluation():
             kept = place.precision if self.frozen_encoder else None
             speech = open_speech(place.folder, table, self.asks, kept=kept, cut=self.cut)
             recordings, _ = named([one.row for one in speech.rows])
         speech.model.to(place.device)  # type: ignore[arg-type]  # of its stubs
-        metrics = translation_metrics(bleu, chrf, speech.languages, loss_metric())
+        metrics = translation_metrics(bleu, chrf, speech.languages, loss_metric(), *([comet.metric()] if comet else []))
         clusters = sources_of(table, recordings)
         writer = Writer(speech.model, speech.text.tokenizer, self.beams, self.longest)
-        measure = _Translating(speech, writer, bleu, chrf, clusters, place)
+        measure = _Translating(speech, writer, bleu, chrf, comet, clusters, place)
         ids = ids_of(table, recordings, table.column("language"), table.column("text"))
         return Opened(ids, measure, metrics, batches_of(_lengths(speech), place.batch_size))
 
@@ -85,6 +93,7 @@ class _Translating:
     writer: Writer
     bleu: Bleu
     chrf: Chrf
+    comet: Comet | None
     clusters: Sequence[str]
     place: Place
 
@@ -102,7 +111,14 @@ class _Translating:
             prompts_BP = batch["decoder_input_ids"][:, :prompt]
             said = self.writer.write(prompts_BP, room, encoder_outputs=heard, **mask)
         paid = costs(output.logits, labels_BT)
-        return [self._record(place, text, *cost) for place, text, cost in zip(places, said, paid, strict=True)]
+        found = [self._record(place, text, *cost) for place, text, cost in zip(places, said, paid, strict=True)]
+        return found if self.comet is None else self._judged(self.comet, places, found)
+
+    def _judged(self, comet: Comet, places: Sequence[int], rows: Sequence[Record]) -> list[Record]:
+        """Return records with their COMET score."""
+        sources = [_source(self.speech.rows[place].row.values) for place in places]
+        scores = comet.scores(sources, [row["hypothesis"] for row in rows], [row["reference"] for row in rows])
+        return [{**row, "comet": score} for row, score in zip(rows, scores, strict=True)]
 
     def _record(self, place: int, said: str, nats: float, tokens: int) -> Record:
         values = self.speech.rows[place].row.values
@@ -125,3 +141,17 @@ def _lengths(speech: Speech) -> list[int]:
     window = speech.text.window + 1
     positions = [speech.encoded.positions(one.recording) if speech.encoded else 0 for one in speech.rows]
     return [long * window + len(one.ids) for long, one in zip(positions, speech.rows, strict=True)]
+
+
+def _source(values: Mapping[str, Any]) -> str:
+    """Return what is said, as text; empty where no column tells."""
+    return next((one_line(str(values[name])) for name in ("said", "source") if values.get(name)), "")
+
+
+def _check_sources(table: Table) -> None:
+    wrong = [table[place].name for place in range(len(table)) if not _source(table[place].values)]
+    if wrong:
+        raise EvaluationError(
+            f"{table.name}: for COMET every row must tell what is said, in `said` or `source`. Got none for:\n"
+            f"{listing(wrong, 5)}\nAdd it, or leave COMET out."
+        )

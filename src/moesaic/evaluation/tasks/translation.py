@@ -10,6 +10,7 @@ from moesaic.calibration.data import Source
 from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import EvaluationError, did_you_mean
 from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
+from moesaic.evaluation.comet import Comet, open_comet
 from moesaic.evaluation.faults import as_evaluation
 from moesaic.evaluation.intervals import Record
 from moesaic.evaluation.rolling import products
@@ -53,6 +54,7 @@ class Translation(EvaluationTask):
         prompt: with {text}, and {language} for its English name; empty: the text, and to decoders the name.
         beams: of the search; 1 is greedy. longest: new tokens of a text, at most. window: tokens that are read.
         smooth, words: of BLEU, and of the longest word n-gram of chrF.
+        comet: folder or checkpoint of a COMET model, whose score is added; empty: none.
     """
 
     prompt: str = ""
@@ -61,6 +63,7 @@ class Translation(EvaluationTask):
     window: int = number(1024, low=2, high=1 << 24, unit="tokens")
     smooth: Literal["exp", "floor", "add-k", "none"] = "exp"
     words: int = number(0, low=0, high=2)
+    comet: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,6 +80,7 @@ class Translation(EvaluationTask):
         table = open_rows(self.name(), data, None, "text", "translation", "language")
         check_texts(table, "text", "translation", "language")
         bleu, chrf = Bleu(self.smooth), Chrf(self.words)
+        comet = open_comet(self.comet) if self.comet else None
         with as_evaluation():
             model = open_model(place.folder)
             two = bool(model.config.is_encoder_decoder) and takes(model, "input_ids", "decoder_input_ids", "labels")
@@ -88,8 +92,8 @@ class Translation(EvaluationTask):
         languages = sorted(set(map(str, table.column("language"))))
         texts = [[str(text) for text in table.column(name)] for name in ("text", "translation", "language")]
         writer = Writer(model, reader.tokenizer, self.beams, self.longest)
-        measure = _Translating(table, pairs, writer, reader, bleu, chrf, sources_of(table, texts[0]), place)
-        metrics = translation_metrics(bleu, chrf, languages, loss_metric())
+        measure = _Translating(table, pairs, writer, reader, bleu, chrf, comet, sources_of(table, texts[0]), place)
+        metrics = translation_metrics(bleu, chrf, languages, loss_metric(), *([comet.metric()] if comet else []))
         return Opened(
             ids_of(table, *texts), measure, metrics, batches_of([len(one) for one in pairs], place.batch_size)
         )
@@ -182,6 +186,7 @@ class _Translating:
     reader: TextReader
     bleu: Bleu
     chrf: Chrf
+    comet: Comet | None
     clusters: Sequence[str]
     place: Place
 
@@ -191,7 +196,8 @@ class _Translating:
             output, labels_BT = self._read(pairs)
             said = self._written(pairs, output)
         paid = costs(output.logits, labels_BT)
-        return [self._record(place, text, *cost) for place, text, cost in zip(places, said, paid, strict=True)]
+        rows = [self._record(place, text, *cost) for place, text, cost in zip(places, said, paid, strict=True)]
+        return rows if self.comet is None else self._judged(self.comet, places, rows)
 
     def _read(self, pairs: Sequence[_Pair]) -> tuple[Any, torch.Tensor]:
         """Return what the model makes of references, and the labels that belong to its logits."""
@@ -225,6 +231,12 @@ class _Translating:
             for row, text in zip(rows, self.writer.write(moved.pop("prompts"), room, **moved), strict=True):
                 said[row] = text
         return said
+
+    def _judged(self, comet: Comet, places: Sequence[int], rows: Sequence[Record]) -> list[Record]:
+        """Return records with their COMET score."""
+        sources = [one_line(str(self.table[place].values["text"])) for place in places]
+        scores = comet.scores(sources, [row["hypothesis"] for row in rows], [row["reference"] for row in rows])
+        return [{**row, "comet": score} for row, score in zip(rows, scores, strict=True)]
 
     def _record(self, place: int, said: str, nats: float, tokens: int) -> Record:
         values = self.table[place].values
