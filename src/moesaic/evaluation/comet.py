@@ -9,7 +9,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-
 from moesaic.errors import EvaluationError
 from moesaic.evaluation.intervals import Metric
 from moesaic.lazy import np, torch
