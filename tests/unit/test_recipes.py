@@ -45,6 +45,8 @@ def test_every_argument_is_explained_and_reaches_the_recipe(name: str) -> None:
         "groups": "domain",
         "asks": "transcribe",
         "split_by": "source",
+        "frozen_encoder": True,
+        "cut": True,
     }
     own = {key: value for key, value in other.items() if key in parameters}
     assert own.keys() == parameters.keys() - {

@@ -28,7 +28,7 @@ class StudyOptions:
     """
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")] = tyro.MISSING
-    """A name of `moesaic study --help`, or path/to/file.py:function, a function (*, smoke) that returns a Study."""
+    """speech_translation, or path/to/file.py:function, a function (*, smoke) that returns a Study."""
     out: Path = tyro.MISSING
     """Folder of the study."""
     model: Optional[str] = None
@@ -56,16 +56,11 @@ class StudyOptions:
 
 
 def parse_study(args: list[str]) -> StudyOptions:
-    """Parse a study's command line; without one, say which there are.
+    """Parse a study's command line.
 
     Raises:
         UsageError: naming what is unknown, incomplete or out of range.
     """
-    if not args or args[0] in ("--help", "-h"):
-        from moesaic import studies  # noqa: PLC0415  # imports methods
-
-        print(f"Studies that come with moesaic: {', '.join(studies.names())}.\n")  # noqa: T201
-        args = ["--help"]
     options = parsed(StudyOptions, "study", args)
     if options.workers < 1:
         raise UsageError(f"--workers: it must be 1 or more. Got {options.workers}.")

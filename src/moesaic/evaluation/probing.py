@@ -12,7 +12,7 @@ from moesaic.lazy import np
 from moesaic.seeds import Stream
 
 Classifier = Literal["logistic", "prototype"]
-Predict = Callable[[np.ndarray], np.ndarray]
+Predict = Callable[["np.ndarray"], "np.ndarray"]
 """From features [N, D] to the numbers of classes [N]."""
 STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Inverse regularisation that cross-validation chooses among."""
