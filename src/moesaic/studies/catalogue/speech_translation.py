@@ -34,7 +34,7 @@ BARE = replace(MOE, shared_expert=False)
 PAIR = replace(MOE, num_experts=2)
 STEPS, BATCH = 100, 32
 SCORES = ("BLEU, mean over languages", "chrF2, mean over languages")
-RATES = (3e-4, 1e-3)
+RATES = (7.5e-5, 1.5e-4, 3e-4)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def make(*, smoke: bool) -> Study:
         arms=tuple(study.arm(name) for name in ("dense", "iso-flop", "spri-two-stages")),
         bench=SpeechBench(rows=48),
         budget=replace(study.budget, steps=3, batch_size=8, held_out_tokens=64),
-        rates=(1e-3,),
+        rates=(3e-4,),
         seeds=(0,),
     )
 
