@@ -80,24 +80,28 @@ def prototype(features_ND: np.ndarray, classes_N: np.ndarray) -> Predict:
 
 
 def logistic(features_ND: np.ndarray, classes_N: np.ndarray) -> Predict:
-    """Fit multinomial logistic regression on standardised features; cross-validation on them chooses its strength."""
+    """Fit multinomial logistic regression on standardised features; cross-validation on them chooses its strength.
+
+    Of one shot a class, too few to tell how far each feature spreads, all features are scaled alike.
+    """
     from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]  # noqa: PLC0415
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # noqa: PLC0415  # a second
     from sklearn.model_selection import GridSearchCV, StratifiedKFold  # type: ignore[import-untyped]  # noqa: PLC0415
     from sklearn.pipeline import make_pipeline  # type: ignore[import-untyped]  # noqa: PLC0415
     from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]  # noqa: PLC0415
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=ALONE, max_iter=ITERATIONS))
     folds = min(FOLDS, int(np.bincount(classes_N).min()))
+    scale = 1.0 if folds > 1 else float(np.sqrt(features_ND.var(0).mean())) or 1.0
+    model = make_pipeline(StandardScaler(with_std=folds > 1), LogisticRegression(C=ALONE, max_iter=ITERATIONS))
     if folds > 1:
         grid = {"logisticregression__C": STRENGTHS}
         model = GridSearchCV(model, grid, cv=StratifiedKFold(folds), scoring="neg_log_loss")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the optimum need not be met to the last digit
-        model.fit(features_ND, classes_N)
+        model.fit(features_ND / scale, classes_N)
 
     def predict(x_ND: np.ndarray) -> np.ndarray:
-        found: np.ndarray = model.predict(x_ND)
+        found: np.ndarray = model.predict(x_ND / scale)
         return found
 
     return predict

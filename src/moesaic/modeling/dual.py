@@ -4,7 +4,7 @@
 `tanh(W h_0 + b)`, which sentence encoders such as MiniLM leave untrained, as they take the mean over tokens. That mean
 is written here as one more BERT layer, so that no code of ours is needed to load, train or upcycle the result: equal
 attention to all tokens, values as they are, the sum so much larger than the residual that the norm sees the mean alone,
-an FFN that adds zero, and a pooler in the straight part of its tanh.
+an FFN that adds a constant, which the norm takes out, and a pooler in the straight part of its tanh.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def join(
         vision, text: folders of dense encoders. out: a new folder.
         layers: of the vision tower that are kept, from the first; None: all.
         size: of images, in pixels, where the tower interpolates its positions, as DINOv2 does; None: the processor's.
-        pooling: `mean` adds the layer that takes the mean over tokens to a BERT-like tower; its FFN adds zero, and is
-            to be left dense. `pooler`: the tower's own, trained one.
+        pooling: `mean` adds the layer that takes the mean over tokens to a BERT-like tower; its FFN adds a constant, so
+            experts made of it tell nothing. `pooler`: the tower's own, trained one.
         projection: dimensions that images and texts share; None: those of the text tower, which then stay as they are.
         seed: of what is drawn.
 
@@ -131,18 +131,22 @@ def _tower(folder: Path, name: str, layers: int | None = None, new: Sequence[str
 
 def _mean_tower(folder: Path) -> PreTrainedModel:
     """Return a BERT-like tower with one more layer and a pooler that give the mean over its tokens."""
+    import transformers  # noqa: PLC0415
+
     config = _config(folder, "text")
     depth = int(getattr(config, "num_hidden_layers", 0))
-    new = f"encoder.layer.{depth}."
-    model: Any = _tower(folder, "text", depth + 1, (new, "pooler."))
-    modules = dict(model.named_modules())
-    needed = [*(new + name for name in POOLING), "pooler.dense"]
-    if any(name not in modules for name in needed):
+    needed = [*(f"encoder.layer.{max(depth - 1, 0)}.{name}" for name in POOLING), "pooler.dense"]
+    with torch.device("meta"):
+        plain = transformers.AutoModel.from_config(config)
+    if not set(needed) <= set(dict(plain.named_modules())):
         raise ArchitectureError(
             f"{folder}: the text tower must have the layers and the pooler of BERT, so that a mean over tokens can be "
-            f"written into it. Got {type(model).__name__}. Pass pooling='pooler' if its own is trained."
+            f"written into it. Got {type(plain).__name__}. Pass pooling='pooler' if its own is trained."
         )
-    query, key, value, attended, norm, _, ffn, last_norm, pooler = (modules[name] for name in needed)
+    new = f"encoder.layer.{depth}."
+    model = _tower(folder, "text", depth + 1, (new, "pooler."))
+    made: Any = [model.get_submodule(name) for name in (*(new + name for name in POOLING), "pooler.dense")]
+    query, key, value, attended, norm, _, ffn, last_norm, pooler = made
     with torch.no_grad():
         for module, scale in ((query, 0.0), (key, 0.0), (value, 1.0), (attended, LOUD), (ffn, 0.0), (pooler, SOFT)):
             module.bias.zero_()
@@ -150,8 +154,8 @@ def _mean_tower(folder: Path) -> PreTrainedModel:
         for module in (norm, last_norm):
             module.weight.fill_(1.0)
             module.bias.zero_()
-    tower: PreTrainedModel = model
-    return tower
+        ffn.bias.fill_(1.0)  # the norm takes it out again; an FFN of zeros alone could be measured by nobody
+    return model
 
 
 def _joined(eye: PreTrainedModel, reader: PreTrainedModel, shared: int | None, *, straight: bool) -> PreTrainedModel:
