@@ -174,6 +174,12 @@ def test_another_study_does_not_go_on_in_the_folder(made: Study, finished: Path)
         study(other, finished, resume=True)
 
 
+def test_an_unknown_arm_leaves_no_study_behind(made: Study, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="only must name arms of dense, spri, iso-flop"):
+        study(made, tmp_path / "out", only=("sprii",))
+    assert not (tmp_path / "out").exists()
+
+
 def test_faults_are_told_after_all_else_is_finished(made: Study, tmp_path: Path) -> None:
     alone = replace(SPEC, shared_expert=False)
     broken = Arm("broken", "blocks without what they correct", "published", Spri(), spec=alone)

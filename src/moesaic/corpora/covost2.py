@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moesaic.corpora.base import Corpus, Part, Row, Say, draw
-from moesaic.corpora.yours import given
+from moesaic.corpora.base import Part, Row, draw
+from moesaic.corpora.yours import OwnCorpus
 from moesaic.errors import SourceError
 
 FILES = {"train": "train", "validation": "dev", "test": "test"}
@@ -17,7 +17,7 @@ FILES = {"train": "train", "validation": "dev", "test": "test"}
 
 
 @dataclass(frozen=True)
-class Covost2(Corpus):
+class Covost2(OwnCorpus):
     """Common Voice recordings and their translations, official splits: `audio`, `text`, `language`, `spoken`, `said`.
 
     The folder holds, at any depth, for each pair of languages either `covost_v2.fr_en.train.tsv`, `.dev.tsv` and
@@ -30,21 +30,11 @@ class Covost2(Corpus):
         data: the folder. pairs: such as fr_en and en_de; all that are there, if none is named.
     """
 
-    data: str = ""
     pairs: tuple[str, ...] = ()
 
     licence: ClassVar[str] = "CC-BY-NC-4.0, recordings CC0-1.0"
     what: ClassVar[str] = "CoVoST 2 from a folder of yours (--data): speech translation, official splits"
     media: ClassVar[tuple[str, ...]] = ("audio",)
-
-    @classmethod
-    def folds(cls) -> int:
-        """There is one official split."""
-        return 1
-
-    def folder(self, say: Say) -> Path:
-        """Return the folder of the user."""
-        return given(self, self.data)
 
     def examples(self, folder: Path, part: Part, belongs: Callable[[str], bool]) -> Iterator[Row]:
         """Yield the rows of all pairs, in an order drawn by hash."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from moesaic.corpora.base import Corpus, Part, Row, Say, draw
-from moesaic.corpora.yours import given
+from moesaic.corpora.base import Part, Row, draw
+from moesaic.corpora.yours import OwnCorpus
 from moesaic.errors import SourceError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
-class Imagenet(Corpus):
+class Imagenet(OwnCorpus):
     """Photographs in class folders, official splits: `image`, `label` and `text` (the first name of the class).
 
     `train` is the training part, `val` the test part, as the field reports it; there is no validation part. Works for
@@ -26,21 +26,11 @@ class Imagenet(Corpus):
             it does not exist.
     """
 
-    data: str = ""
     names: str = "LOC_synset_mapping.txt"
 
     licence: ClassVar[str] = "ImageNet's terms: research only"
     what: ClassVar[str] = "ImageNet from a folder of yours (--data): class folders in train and val"
     media: ClassVar[tuple[str, ...]] = ("image",)
-
-    @classmethod
-    def folds(cls) -> int:
-        """There is one official split."""
-        return 1
-
-    def folder(self, say: Say) -> Path:
-        """Return the folder of the user."""
-        return given(self, self.data)
 
     def examples(self, folder: Path, part: Part, belongs: Callable[[str], bool]) -> Iterator[Row]:
         """Yield the rows in an order drawn by hash."""

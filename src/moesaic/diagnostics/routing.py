@@ -13,6 +13,7 @@ from typing import Any
 from moesaic.lazy import torch
 from moesaic.observing import Observer, Pass
 from moesaic.routing import Routing, entropies
+from moesaic.training.moving import on
 
 Batch = Mapping[str, Any]
 
@@ -107,7 +108,7 @@ def routing_of(model: torch.nn.Module, batches: Iterable[Batch]) -> dict[str, La
     try:
         with torch.no_grad():
             for batch in batches:
-                model(**{key: one.to(device) if isinstance(one, torch.Tensor) else one for key, one in batch.items()})
+                model(**on(device, batch))
     finally:
         observer.remove()
         model.train(was)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +121,3 @@ def _fault(text: Any) -> str:
 
 def _digest(values: Sequence[str]) -> str:
     return hashlib.blake2b("\0".join(values).encode(), digest_size=4).hexdigest()
-
-
-def on(device: torch.device, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a batch on a device, tuples of tensors included."""
-    return {
-        name: tuple(one.to(device) for one in value) if isinstance(value, tuple) else value.to(device)
-        for name, value in batch.items()
-        if isinstance(value, tuple | torch.Tensor)
-    }

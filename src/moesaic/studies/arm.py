@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -57,16 +56,6 @@ class Arm:
         """Whether its router never trains: a control without routing."""
         return any(stage.frozen == frozenset({"router"}) and stage.until == 1 for stage in self.stages)
 
-    @property
-    def number_of_experts(self) -> int:
-        """Routed experts; 0 of a dense model."""
-        return 0 if self.experts is None else self.spec.num_experts
-
 
 ALWAYS_ON: tuple[Stage, ...] = (Stage(1.0, frozenset({"router"})),)
 """Stages of the iso-FLOP control: a router of zeros that stands still gives each of K experts of K the same gate."""
-
-
-def of_kind(arms: Sequence[Arm], *kinds: Kind) -> list[Arm]:
-    """Return the arms of some kinds, in order."""
-    return [arm for arm in arms if arm.kind in kinds]

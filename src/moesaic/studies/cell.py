@@ -72,9 +72,7 @@ def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
     best = min(tries, key=lambda one: float(one["held_out"]["last"]["eval/loss"]))
     trained, began = folder / f"run-{best['rate']:g}" / "model", _cpu()
     recipe = _recipe(study, arm, cell.seed, best["rate"], model, data, trained.parent)
-    measures = {
-        one.title: _measured(one, trained, data, folder, study.seeds.index(cell.seed)) for one in study.bench.measures()
-    }
+    measures = {one.title: _measured(one, trained, data, folder, cell.seed) for one in study.bench.measures()}
     held = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
     made = {"arm": cell.arm, "seed": cell.seed, **best, "tried": held, "look": look(trained, recipe)}
     made |= {"measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}

@@ -90,10 +90,6 @@ class Result:
     versions: Mapping[str, str]
     command: str
 
-    def row(self, arm: str) -> Row:
-        """Return an arm's row."""
-        return next(row for row in self.rows if row.arm == arm)
-
     def headline(self) -> list[tuple[str, str]]:
         """Return (measure, metric) of what the first table shows."""
         return [(one.title, metric) for one in self.study.bench.measures() for metric in one.headline]

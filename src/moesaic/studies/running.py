@@ -53,11 +53,11 @@ def study(
         StudyError: where the folder is of another study, or cells fail (all others are finished first).
     """
     place = Path(out).expanduser().absolute()
-    _settle(made, place, resume)
     for name in only:
         if name not in {arm.name for arm in made.arms}:
             known = ", ".join(arm.name for arm in made.arms)
             raise StudyError(f"study {made.name}: only must name arms of {known}. Got '{name}'. Correct it.")
+    _settle(made, place, resume)
     chosen = [arm.name for arm in made.arms if not only or arm.name in only]
     total = len(chosen) * len(made.seeds)
     with _alone(place):

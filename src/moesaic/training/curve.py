@@ -15,6 +15,7 @@ from moesaic.errors import CalibrationError
 from moesaic.lazy import torch
 from moesaic.observing import GROUPS, inner
 from moesaic.texts import builtin
+from moesaic.training.moving import on
 from moesaic.training.recipe import Prepared
 from moesaic.training.targets import labelled
 
@@ -123,15 +124,8 @@ def _run(model: torch.nn.Module, batch: Batch) -> Any:
     names = inspect.signature(bare.forward).parameters
     takes_all = any(one.kind is one.VAR_KEYWORD for one in names.values())
     kept = {name: value for name, value in batch.items() if name != GROUPS and (takes_all or name in names)}
-    moved = {name: _on(device, value) for name, value in kept.items()}
     with _in_its_own_precision(bare):
-        return bare(**moved, return_dict=True)
-
-
-def _on(device: torch.device, value: Any) -> Any:
-    if isinstance(value, tuple):
-        return tuple(_on(device, one) for one in value)
-    return value.to(device) if isinstance(value, torch.Tensor) else value
+        return bare(**on(device, kept), return_dict=True)
 
 
 @contextmanager

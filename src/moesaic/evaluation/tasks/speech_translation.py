@@ -9,16 +9,16 @@ from typing import Any, Literal
 from moesaic.calibration.data import Source
 from moesaic.errors import EvaluationError, listing
 from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
-from moesaic.evaluation.comet import Comet, open_comet
 from moesaic.evaluation.faults import as_evaluation
 from moesaic.evaluation.intervals import Record
+from moesaic.evaluation.judging import Judge, Said
 from moesaic.evaluation.rolling import products
 from moesaic.evaluation.rows import open_rows, sources_of
-from moesaic.evaluation.scoring import Bleu, Chrf, loss_metric, translation_metrics
-from moesaic.evaluation.writing import Writer, check_texts, costs, ids_of, on, one_line
+from moesaic.evaluation.writing import Writer, check_texts, costs, ids_of, one_line
 from moesaic.lazy import torch
 from moesaic.method import number
 from moesaic.observing import GROUPS
+from moesaic.training.moving import on
 from moesaic.training.tasks.encoded import named
 from moesaic.training.tasks.speech import Speech, open_speech
 from moesaic.training.tasks.tables import Table
@@ -68,21 +68,19 @@ class SpeechTranslation(EvaluationTask):
         """
         table = open_rows(self.name(), data, "audio", "audio", "text", "language")
         check_texts(table, "text", "language")
-        bleu, chrf = Bleu(self.smooth), Chrf(self.words)
-        comet = open_comet(self.comet) if self.comet else None
-        if comet:
+        judge = Judge.of(self.smooth, self.words, self.comet)
+        if judge.comet:
             _check_sources(table)
         with as_evaluation():
             kept = place.precision if self.frozen_encoder else None
             speech = open_speech(place.folder, table, self.asks, kept=kept, cut=self.cut)
             recordings, _ = named([one.row for one in speech.rows])
         speech.model.to(place.device)  # type: ignore[arg-type]  # of its stubs
-        metrics = translation_metrics(bleu, chrf, speech.languages, loss_metric(), *([comet.metric()] if comet else []))
         clusters = sources_of(table, recordings)
         writer = Writer(speech.model, speech.text.tokenizer, self.beams, self.longest)
-        measure = _Translating(speech, writer, bleu, chrf, comet, clusters, place)
+        measure = _Translating(speech, writer, judge, clusters, place)
         ids = ids_of(table, recordings, table.column("language"), table.column("text"))
-        return Opened(ids, measure, metrics, batches_of(_lengths(speech), place.batch_size))
+        return Opened(ids, measure, judge.metrics(speech.languages), batches_of(_lengths(speech), place.batch_size))
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,7 @@ class _Translating:
 
     speech: Speech
     writer: Writer
-    bleu: Bleu
-    chrf: Chrf
-    comet: Comet | None
+    judge: Judge
     clusters: Sequence[str]
     place: Place
 
@@ -111,29 +107,13 @@ class _Translating:
             prompts_BP = batch["decoder_input_ids"][:, :prompt]
             said = self.writer.write(prompts_BP, room, encoder_outputs=heard, **mask)
         paid = costs(output.logits, labels_BT)
-        found = [self._record(place, text, *cost) for place, text, cost in zip(places, said, paid, strict=True)]
-        return found if self.comet is None else self._judged(self.comet, places, found)
+        return self.judge.records([self._said(*one) for one in zip(places, said, paid, strict=True)])
 
-    def _judged(self, comet: Comet, places: Sequence[int], rows: Sequence[Record]) -> list[Record]:
-        """Return records with their COMET score."""
-        sources = [_source(self.speech.rows[place].row.values) for place in places]
-        scores = comet.scores(sources, [row["hypothesis"] for row in rows], [row["reference"] for row in rows])
-        return [{**row, "comet": score} for row, score in zip(rows, scores, strict=True)]
-
-    def _record(self, place: int, said: str, nats: float, tokens: int) -> Record:
+    def _said(self, place: int, text: str, paid: tuple[float, int]) -> Said:
         values = self.speech.rows[place].row.values
+        further = {"spoken": str(values["spoken"])} if values.get("spoken") is not None else {}
         reference, language = one_line(str(values["text"])), str(values["language"])
-        return {
-            "group": language,
-            "cluster": self.clusters[place],
-            **({"spoken": str(values["spoken"])} if values.get("spoken") is not None else {}),
-            "hypothesis": said,
-            "reference": reference,
-            "bleu": self.bleu.statistics(said, reference, language),
-            "chrf": self.chrf.statistics(said, reference),
-            "nats": nats,
-            "tokens": tokens,
-        }
+        return Said(_source(values), text, reference, language, *paid, self.clusters[place], further)
 
 
 def _lengths(speech: Speech) -> list[int]:

@@ -10,15 +10,15 @@ from moesaic.calibration.data import Source
 from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import EvaluationError, did_you_mean
 from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
-from moesaic.evaluation.comet import Comet, open_comet
 from moesaic.evaluation.faults import as_evaluation
 from moesaic.evaluation.intervals import Record
+from moesaic.evaluation.judging import Judge, Said
 from moesaic.evaluation.rolling import products
 from moesaic.evaluation.rows import open_rows, sources_of
-from moesaic.evaluation.scoring import Bleu, Chrf, loss_metric, translation_metrics
-from moesaic.evaluation.writing import Writer, check_texts, costs, ids_of, on, one_line
+from moesaic.evaluation.writing import Writer, check_texts, costs, ids_of, one_line
 from moesaic.lazy import np, torch
 from moesaic.method import number
+from moesaic.training.moving import on
 from moesaic.training.tasks.instructions import tokenised
 from moesaic.training.tasks.models import (
     UNSEEN,
@@ -79,8 +79,7 @@ class Translation(EvaluationTask):
         """
         table = open_rows(self.name(), data, None, "text", "translation", "language")
         check_texts(table, "text", "translation", "language")
-        bleu, chrf = Bleu(self.smooth), Chrf(self.words)
-        comet = open_comet(self.comet) if self.comet else None
+        judge = Judge.of(self.smooth, self.words, self.comet)
         with as_evaluation():
             model = open_model(place.folder)
             two = bool(model.config.is_encoder_decoder) and takes(model, "input_ids", "decoder_input_ids", "labels")
@@ -92,11 +91,9 @@ class Translation(EvaluationTask):
         languages = sorted(set(map(str, table.column("language"))))
         texts = [[str(text) for text in table.column(name)] for name in ("text", "translation", "language")]
         writer = Writer(model, reader.tokenizer, self.beams, self.longest)
-        measure = _Translating(table, pairs, writer, reader, bleu, chrf, comet, sources_of(table, texts[0]), place)
-        metrics = translation_metrics(bleu, chrf, languages, loss_metric(), *([comet.metric()] if comet else []))
-        return Opened(
-            ids_of(table, *texts), measure, metrics, batches_of([len(one) for one in pairs], place.batch_size)
-        )
+        measure = _Translating(table, pairs, writer, reader, judge, sources_of(table, texts[0]), place)
+        batches = batches_of([len(one) for one in pairs], place.batch_size)
+        return Opened(ids_of(table, *texts), measure, judge.metrics(languages), batches)
 
 
 @dataclass(frozen=True)
@@ -184,9 +181,7 @@ class _Translating:
     pairs: Sequence[_Pair]
     writer: Writer
     reader: TextReader
-    bleu: Bleu
-    chrf: Chrf
-    comet: Comet | None
+    judge: Judge
     clusters: Sequence[str]
     place: Place
 
@@ -196,8 +191,7 @@ class _Translating:
             output, labels_BT = self._read(pairs)
             said = self._written(pairs, output)
         paid = costs(output.logits, labels_BT)
-        rows = [self._record(place, text, *cost) for place, text, cost in zip(places, said, paid, strict=True)]
-        return rows if self.comet is None else self._judged(self.comet, places, rows)
+        return self.judge.records([self._said(*one) for one in zip(places, said, paid, strict=True)])
 
     def _read(self, pairs: Sequence[_Pair]) -> tuple[Any, torch.Tensor]:
         """Return what the model makes of references, and the labels that belong to its logits."""
@@ -232,26 +226,10 @@ class _Translating:
                 said[row] = text
         return said
 
-    def _judged(self, comet: Comet, places: Sequence[int], rows: Sequence[Record]) -> list[Record]:
-        """Return records with their COMET score."""
-        sources = [one_line(str(self.table[place].values["text"])) for place in places]
-        scores = comet.scores(sources, [row["hypothesis"] for row in rows], [row["reference"] for row in rows])
-        return [{**row, "comet": score} for row, score in zip(rows, scores, strict=True)]
-
-    def _record(self, place: int, said: str, nats: float, tokens: int) -> Record:
+    def _said(self, place: int, text: str, paid: tuple[float, int]) -> Said:
         values = self.table[place].values
-        reference, language = one_line(str(values["translation"])), str(values["language"])
-        return {
-            "group": language,
-            "cluster": self.clusters[place],
-            "text": one_line(str(values["text"])),
-            "hypothesis": said,
-            "reference": reference,
-            "bleu": self.bleu.statistics(said, reference, language),
-            "chrf": self.chrf.statistics(said, reference),
-            "nats": nats,
-            "tokens": tokens,
-        }
+        source, reference = one_line(str(values["text"])), one_line(str(values["translation"]))
+        return Said(source, text, reference, str(values["language"]), *paid, self.clusters[place], {"text": source})
 
 
 def _sources(pairs: Sequence[_Pair], pad: int) -> dict[str, torch.Tensor]:
