@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +11,10 @@ import pytest
 import torch
 
 from moesaic.ffn import FFN
+
+# transformers copies the code of model folders into one place by the folder's last name, and workers use the same names.
+_CODE = tempfile.TemporaryDirectory(prefix="moesaic-modules-")
+os.environ["HF_MODULES_CACHE"] = _CODE.name
 
 
 @pytest.fixture(autouse=True)
