@@ -12,7 +12,7 @@ import torch
 
 from moesaic.ffn import FFN
 
-# transformers copies the code of model folders into one place by the folder's last name, and workers use the same names.
+# transformers copies the code of model folders into one place by the last name of the folder, the same in all workers.
 _CODE = tempfile.TemporaryDirectory(prefix="moesaic-modules-")
 os.environ["HF_MODULES_CACHE"] = _CODE.name
 
