@@ -417,10 +417,7 @@ def test_observing_breaks_no_graph(target: str, made: Callable[[str], Any]) -> N
         assert_close([one.ids_TK for one in found], [one.ids_TK for one in want])
 
 
-def test_a_folder_loaded_with_its_own_code_is_told_of(
-    made: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+def test_a_folder_loaded_with_its_own_code_is_told_of(made: Callable[[str], Any]) -> None:
     _, folder = made("bert")
     model = transformers.AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True).double()
     assert "transformers_modules" in type(model).__module__
