@@ -22,6 +22,7 @@ from moesaic.experts.spri import Spri
 from moesaic.informing import Knowledge, informed
 from moesaic.routers.base import RouterInit
 from moesaic.spec import MoESpec
+from moesaic.training.recipe import Task
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done since the last call, in all); stages are check, write (bytes) and certify (layers)."""
@@ -58,7 +59,7 @@ def upcycle(
     untie: bool = False,
     seed: int = 0,
     certify: bool = True,
-    data: Source | None = None,
+    data: Source | Task | None = None,
     stats: str | Path | None = None,
     reading: Reading | None = None,
     tower: str | None = None,
@@ -78,8 +79,8 @@ def upcycle(
             output head although tied. seed: of all randomness.
         certify: compare dense and MoE at the end. data: a file, a folder or rows of what the model reads, for that and
             for methods that learn from activations; None: built-in passages, and no such methods. What can be gone
-            through once only is for the methods alone. stats: a file of
-            `moesaic calibrate` for these methods. reading: how they read data.
+            through once only, and a training task (its batches are seen as training feeds them), are for the methods
+            alone. stats: a file of `moesaic calibrate` for these methods. reading: how they read data.
         tower: a word of the paths of the FFNs that become MoE (`vision`, `decoder`); splices.
         writing: shard size, threads, resume, overwrite.
         progress: told how far it is.

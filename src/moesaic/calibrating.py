@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from moesaic.calibration import Calibration, Keeping, Origin, open_data, open_readers, plan_batches
+from moesaic.calibration import Calibration, Keeping, Origin, Planned, open_data, open_readers, plan_batches
 from moesaic.calibration import calibrate as run
 from moesaic.calibration.batching import BATCH_TOKENS
-from moesaic.calibration.data import Data, Source
+from moesaic.calibration.data import Source
 from moesaic.calibration.keeping import discard
 from moesaic.calibration.ranks import device, join
 from moesaic.calibration.readers import WINDOW
@@ -27,6 +27,8 @@ from moesaic.routers.base import RouterInit
 from moesaic.sites import Site
 from moesaic.spec import MoESpec
 from moesaic.stats import Statistic
+from moesaic.training.feeding import feeds
+from moesaic.training.recipe import Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -94,7 +96,7 @@ class Output:
 
 def calibrate(
     source: str | Path,
-    data: Source,
+    data: Source | Task,
     experts: ExpertInit | None = None,
     router: RouterInit | None = None,
     *,
@@ -113,7 +115,8 @@ def calibrate(
 
     Args:
         source: a model folder, a hub id, a GGUF file or the name of a small real model. data: a file, a folder or rows
-            (see `moesaic.calibration.data.open_data`).
+            (see `moesaic.calibration.data.open_data`); or a task, whose training examples are seen as training feeds
+            them, with its groups as labels.
         experts, router: methods whose statistics are made. spec, tower: which FFNs shall become MoE, and how.
         statistics: others to make. out: the file to write; None: none. reading: how the data are read.
         seed: of the order of the data and of what statistics draw. resume: continue what was interrupted.
@@ -135,24 +138,22 @@ def calibrate(
     folder = resolve(str(source), progress=say)
     checkpoint = DenseCheckpoint.open(folder)
     wanted = Wanted.of(checkpoint.config, spec or MoESpec(), experts, router, tower, statistics)
-    model = _load(folder, checkpoint.config, how.dtype)
     with quiet():
-        readers = open_readers(folder, model, how.window)
-    items = open_data(data, tuple(readers), how.labels)
+        seen = _task(data, folder, how, seed) if isinstance(data, Task) else _items(data, folder, checkpoint, how, seed)
     name = Path(source).name if Path(source).exists() else str(source)
-    origin = Origin(name, fingerprint(checkpoint), items.name, seed, how.dtype, how.window, how.batch_tokens)
+    origin = Origin(name, fingerprint(checkpoint), seen.name, seed, how.dtype, how.window, how.batch_tokens)
     with quiet():
         found = run(
-            model,
+            seen.model,
             wanted.sites,
             wanted.statistics,
-            plan_batches(items, readers, seed=seed, batch_tokens=how.batch_tokens, max_tokens=how.max_tokens),
-            labels=items.labels,
+            seen.batches,
+            labels=seen.labels,
             origin=origin,
             autocast=torch.bfloat16 if how.dtype == "bfloat16" else None,
             keeping=output.keeping if output else None,
             whole=tower is not None,
-            progress=_steps(progress, items, how.max_tokens),
+            progress=_steps(progress, seen.count, how.max_tokens),
         )
     if output and join().rank == 0:
         found.save(output.file)
@@ -213,6 +214,33 @@ def _of_methods(
     return [*(experts.statistics(layer) if experts else ()), *chosen.statistics(layer)]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What the model is shown; count: places of the data, None where they do not know."""
+
+    model: PreTrainedModel
+    name: str
+    labels: tuple[str, ...]
+    count: int | None
+    batches: Iterator[Planned]
+
+
+def _items(data: Source, folder: Path, checkpoint: DenseCheckpoint, how: Reading, seed: int) -> _Seen:
+    model = _load(folder, checkpoint.config, how.dtype)
+    readers = open_readers(folder, model, how.window)
+    items = open_data(data, tuple(readers), how.labels)
+    batches = plan_batches(items, readers, seed=seed, batch_tokens=how.batch_tokens, max_tokens=how.max_tokens)
+    return _Seen(model, items.name, items.labels, items.count, batches)
+
+
+def _task(task: Task, folder: Path, how: Reading, seed: int) -> _Seen:
+    prepared = task.prepare(folder, seed)
+    model = prepared.model.eval()
+    model.to(device(), getattr(torch, how.dtype))
+    batches = feeds(prepared, seed=seed, max_tokens=how.max_tokens)
+    return _Seen(model, type(task).__name__, prepared.groups, len(prepared.train), batches)
+
+
 def _load(folder: Path, config: Mapping[str, Any], dtype: Dtype) -> PreTrainedModel:
     from moesaic.modeling.loading import load  # noqa: PLC0415  # imports transformers
 
@@ -221,16 +249,16 @@ def _load(folder: Path, config: Mapping[str, Any], dtype: Dtype) -> PreTrainedMo
     return model
 
 
-def _steps(progress: Progress, data: Data, max_tokens: int | None) -> Progress:
+def _steps(progress: Progress, count: int | None, max_tokens: int | None) -> Progress:
     """Turn what the driver tells into (stage, done since the last call, in all)."""
     before = 0
 
     def step(stage: str, tokens: int, places: int) -> None:
         nonlocal before
-        if max_tokens is not None or data.count is None:
+        if max_tokens is not None or count is None:
             progress(stage, tokens, max_tokens or 0)
             return
-        progress(stage, places - before, data.count)
+        progress(stage, places - before, count)
         before = places
 
     return step

@@ -19,6 +19,7 @@ from moesaic.routers.health import health
 from moesaic.sites import Site
 from moesaic.spec import LayerSpec
 from moesaic.stats import Seen
+from moesaic.training.recipe import Task
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,12 @@ class Knowledge:
     """Where a conversion's statistics come from.
 
     Args:
-        data: a file, a folder or rows of what the model reads. stats: a file of `moesaic calibrate`; goes before data.
+        data: a file, a folder or rows of what the model reads, or a task (see `calibrate`). stats: a file of
+            `moesaic calibrate`; goes before data.
         reading: how data are read.
     """
 
-    data: Source | None = None
+    data: Source | Task | None = None
     stats: Path | None = None
     reading: Reading | None = None
 

@@ -14,10 +14,13 @@ from tests.integration import calibrating as pico
 from torch.testing import assert_close
 
 import moesaic
+from moesaic.diagnostics.routing import routing_of
 from moesaic.errors import TrainingError
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.recipes.speech_translation import speech_translation
+from moesaic.routers.ridge import Ridge
 from moesaic.running import train
+from moesaic.stats.label_moments import LabelMoments
 from moesaic.training.recipe import Prepared, Recipe, Training
 from moesaic.training.tasks.encoded import lengths
 from moesaic.training.tasks.speech_translation import SpeechTranslation
@@ -169,3 +172,35 @@ def test_what_can_not_be_kept_is_refused(dense: Path, tmp_path: Path) -> None:
     moesaic.upcycle(dense, tmp_path / "moe", moesaic.MoESpec(4, 2), experts=SparseUpcycling(), tower="encoder")
     with pytest.raises(TrainingError, match="the encoder must be dense"):
         prepared(tmp_path / "moe", frozen_encoder=True)
+
+
+def test_a_task_is_calibration_data_as_training_feeds_it(dense: Path, tmp_path: Path) -> None:
+    task = SpeechTranslation(rows(), held_out=0, frozen_encoder=True, cut=True)
+    found = moesaic.calibrate(dense, task, router=Ridge(), spec=moesaic.MoESpec(2, 1), tower="decoder")
+    ready = task.prepare(dense, 0)
+    made = ready.collate(every(ready))
+    real_BT = made["decoder_attention_mask"].bool()
+    seen: dict[str, torch.Tensor] = {}
+    fc1 = ready.model.model.decoder.layers[-1].fc1
+    with fc1.register_forward_pre_hook(lambda _, args: seen.update(x=args[0].detach())), torch.no_grad():
+        ready.model.eval()(**{key: value for key, value in made.items() if key not in ("labels", "group_ids")})
+    groups_BT = made["group_ids"][:, None].expand_as(real_BT)
+    moments = found.seen(found.sites[-1])[LabelMoments()]
+
+    assert found.record.labels == ready.groups == ("de", "es")
+    for group in (0, 1):
+        chosen_TD = seen["x"][real_BT & (groups_BT == group)].double()
+        assert float(moments["count_L"][group]) == len(chosen_TD)
+        # Another order of the batch in float32; sums in float64.
+        assert_close(moments["sum_LD"][group].double(), chosen_TD.sum(0), rtol=1e-5, atol=1e-5)
+
+
+def test_an_upcycling_learns_from_a_task(dense: Path, tmp_path: Path) -> None:
+    task = SpeechTranslation(rows(), held_out=0, frozen_encoder=True, cut=True)
+    made = moesaic.upcycle(
+        dense, tmp_path / "moe", moesaic.MoESpec(2, 1), router=Ridge(), tower="decoder", data=task, certify=False
+    )
+    ready = SpeechTranslation(rows(), held_out=0, frozen_encoder=True, cut=True).prepare(made.folder, 0)
+    batches = [ready.collate([one]) for one in every(ready)]
+    layers = routing_of(ready.model, batches)
+    assert all(one.information > 0 for one in layers.values())

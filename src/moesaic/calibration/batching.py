@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from moesaic.calibration.data import Data, Item, Kind
 from moesaic.calibration.readers.base import UNLABELLED, Example, Feed, Reader
@@ -16,14 +17,30 @@ SORTED = 8
 """Batches' worth of examples among which lengths are sorted, so that little is padded."""
 
 
-@dataclass(frozen=True)
-class Planned:
+class Planned(Protocol):
     """A batch before anything of it is decoded; process `number % processes` runs it.
 
     Args:
         number: from 0, in the order of the data. tokens: real ones; about, where they are not text.
         places: places of the data gone through for this batch and those before it. digest: sha256 of the items there.
     """
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def places(self) -> int: ...
+    @property
+    def digest(self) -> str: ...
+
+    def feed(self) -> Feed:
+        """Decode the batch."""
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A planned batch of examples that one reader reads."""
 
     number: int
     reader: Reader
@@ -44,7 +61,7 @@ def plan_batches(
     seed: int = 0,
     batch_tokens: int = BATCH_TOKENS,
     max_tokens: int | None = None,
-) -> Iterator[Planned]:
+) -> Iterator[Grouped]:
     """Yield batches of one kind each until the data or `max_tokens` end; the batch that reaches these is the last.
 
     Args:
@@ -57,7 +74,7 @@ def plan_batches(
     number = tokens = 0
     for places, group in _groups(data, readers, seed, batch_tokens, log):
         real = sum(example.tokens for example in group)
-        yield Planned(number, readers[group[0].kind], tuple(group), real, places, log.hexdigest())
+        yield Grouped(number, readers[group[0].kind], tuple(group), real, places, log.hexdigest())
         number, tokens = number + 1, tokens + real
         if max_tokens is not None and tokens >= max_tokens:
             return

@@ -106,11 +106,14 @@ def arguments(entry: Callable[..., Any], feed: Feed, model: PreTrainedModel) -> 
     known = inspect.signature(entry).parameters
     named = {name: value for name, value in feed.inputs.items() if name in known}
     device = next(model.parameters()).device
-    taken: dict[str, Any] = {
-        name: value.to(device, model.dtype if value.is_floating_point() else None)
-        for name, value in (named or feed.inputs).items()
-    }
+    taken: dict[str, Any] = {name: _taken(value, device, model.dtype) for name, value in (named or feed.inputs).items()}
     return {**taken, "use_cache": False} if "use_cache" in known else taken
+
+
+def _taken(value: Any, device: torch.device, dtype: torch.dtype) -> Any:
+    if isinstance(value, tuple):  # what an encoder has made
+        return tuple(_taken(one, device, dtype) for one in value)
+    return value.to(device, dtype if value.is_floating_point() else None)
 
 
 def _no_loss(model: PreTrainedModel, got: str) -> CalibrationError:

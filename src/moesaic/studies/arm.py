@@ -25,6 +25,7 @@ class Arm:
         experts: expert init; None: the dense model itself. router: router init; None: the one that suits.
         spec: the MoE; where the study varies layers, its `layers` are the study's.
         losses: router losses. stages: who is frozen until when. teacher: of self-distillation; None: none.
+        rate: times the study's learning rates, for what bears another order of them, such as adapters.
         router_rate, down_rate: times the learning rate, for routers and for the routed experts' last linears.
         training: further fields of `Training` that are its own, such as `lora`.
     """
@@ -38,13 +39,14 @@ class Arm:
     losses: tuple[Loss, ...] = ()
     stages: tuple[Stage, ...] = ()
     teacher: Eesd | None = None
+    rate: float = 1.0
     router_rate: float = 1.0
     down_rate: float = 1.0
     training: tuple[tuple[str, Any], ...] = ()
 
     def trained(self, budget: Training, rate: float) -> Training:
-        """Return how it trains at a learning rate, within a budget that is the same for all."""
-        own = dict(self.training)
+        """Return how it trains at a learning rate of the study's, within a budget that is the same for all."""
+        own, rate = dict(self.training), self.rate * rate
         if self.experts is not None:
             own |= {"router_learning_rate": self.router_rate * rate, "down_learning_rate": self.down_rate * rate}
         if self.is_always_on:

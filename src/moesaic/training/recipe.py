@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from moesaic.losses.base import Balancer, RouterLoss, WeightLoss
 from moesaic.training.stages import Stage
@@ -48,6 +48,7 @@ class Prepared:
     save: Callable[[Path], None]
 
 
+@runtime_checkable
 class Task(Protocol):
     """What a model shall learn, and from what data. A frozen dataclass, which goes into the run's record."""
 

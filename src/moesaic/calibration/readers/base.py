@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from moesaic.calibration.data import Item, Kind, Picture, Sound
 from moesaic.lazy import torch
@@ -39,14 +39,14 @@ class Feed:
     """A batch as the model takes it.
 
     Args:
-        kind: what the batch is of. inputs: keyword arguments, among which the model chooses.
+        kind: what the batch is of. inputs: keyword arguments, tensors or tuples of them, among which the model chooses.
         labels_B: index of each row's label, int64.
         tokens_BT: which tokens of a text, or of what a decoder reads, are real. None: there is no text.
         frames_BL: which frames of a recording are real; a model may take several at a time. None: all are.
     """
 
     kind: Kind
-    inputs: dict[str, torch.Tensor]
+    inputs: dict[str, Any]
     labels_B: torch.Tensor
     tokens_BT: torch.Tensor | None = None
     frames_BL: torch.Tensor | None = None

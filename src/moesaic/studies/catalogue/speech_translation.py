@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moesaic.calibrating import Reading
 from moesaic.corpora.stamps_speech import StampsSpeech
 from moesaic.evaluation.tasks.speech_translation import SpeechTranslation
 from moesaic.experts.drop_upcycling import DropUpcycling
@@ -19,6 +20,7 @@ from moesaic.experts.zero_routed import ZeroRouted
 from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.losses.router_z import RouterZ
 from moesaic.recipes.speech_translation import speech_translation
+from moesaic.routers.ridge import Ridge
 from moesaic.routers.zeros import Zeros
 from moesaic.spec import MoESpec
 from moesaic.studies.arm import ALWAYS_ON, Arm
@@ -26,15 +28,17 @@ from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
+from moesaic.training.tasks.speech_translation import SpeechTranslation as Spoken
 
 BALANCE = (LoadBalancing(weight=1e-2), RouterZ(weight=1e-3))
 """Router losses of SPRI, with which all published methods train."""
 MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
 BARE = replace(MOE, shared_expert=False)
 PAIR = replace(MOE, num_experts=2)
+LANGUAGES = replace(MOE, num_experts=16)
 STEPS, BATCH = 100, 32
 SCORES = ("BLEU, mean over languages", "chrF2, mean over languages")
-RATES = (7.5e-5, 1.5e-4, 3e-4)
+RATES = (1e-4, 2e-4)
 
 
 @dataclass(frozen=True)
@@ -62,10 +66,10 @@ class SpeechBench:
         return resolve(self.model, progress=say)
 
     def upcycling(self) -> Mapping[str, Any]:
-        return {"tower": "decoder"}
+        return {"tower": "decoder", "reading": Reading(max_tokens=20_000)}
 
     def calibration(self, data: Path) -> Any:
-        return data / ROWS
+        return Spoken(data / ROWS, frozen_encoder=True, cut=True, precision="bfloat16")
 
     def recipe(self, model: Path, data: Path, out: Path, training: Training) -> Recipe:
         return speech_translation(
@@ -120,7 +124,7 @@ def arms() -> tuple[Arm, ...]:
 
     return (
         Arm("dense", "fine-tuned as it is", "dense"),
-        Arm("lora", "adapters of rank 32 on every linear", "published", training=(("lora", 32),)),
+        Arm("lora", "adapters of rank 32 on every linear; rates x 10", rate=10.0, training=(("lora", 32),)),
         published("copy", "copies beside a full shared copy", SparseUpcycling(shares_mode="full")),
         published("noise", "the same, noise on half the neurons", NoiseUpcycling(mode="add_rows", shares_mode="full")),
         published("drop", "the same, half the neurons redrawn", DropUpcycling(shares_mode="full")),
@@ -139,5 +143,13 @@ def arms() -> tuple[Arm, ...]:
             router=Zeros(),
             losses=(),
             stages=ALWAYS_ON,
+        ),
+        Arm(
+            "languages",
+            "16 experts, last linear zero, routers fitted to the target languages",
+            "recommended",
+            ZeroRouted(),
+            router=Ridge(),
+            spec=LANGUAGES,
         ),
     )
