@@ -166,7 +166,8 @@ def evaluate(args: list[str]) -> None:
     command = parse_evaluate(args)
     from moesaic.checkpoints.sources import resolve  # noqa: PLC0415  # help must not wait for it
     from moesaic.evaluation import evaluate as run  # noqa: PLC0415
-    from moesaic.evaluation.comparing import difference_rows, earlier, is_evaluation  # noqa: PLC0415
+    from moesaic.evaluation.base import settings_of  # noqa: PLC0415
+    from moesaic.evaluation.comparing import check_task, difference_rows, earlier, is_evaluation  # noqa: PLC0415
 
     options, other = command.options, None
     how: dict[str, Any] = {
@@ -177,8 +178,10 @@ def evaluate(args: list[str]) -> None:
         "overwrite": options.overwrite,
         "say": show.say,
     }
-    if options.against and not is_evaluation(options.against):
-        resolve(options.against, progress=show.say)  # a wrong name is told before the first is measured
+    if options.against and is_evaluation(options.against):  # what is wrong is told before the first is measured
+        check_task(options.against, settings_of(command.task))
+    elif options.against:
+        resolve(options.against, progress=show.say)
     with show.bars() as bars:
         made = run(options.model, command.task, options.data, out=options.out, progress=bars, **how)
         if options.against and is_evaluation(options.against):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from moesaic.errors import EvaluationError
 from moesaic.evaluation.driver import RESULT, Evaluation, records_of, scores
@@ -23,12 +24,10 @@ def earlier(folder: str | Path, like: Evaluation, *, seed: int = 0) -> Evaluatio
     Raises:
         EvaluationError: where it is of another task or other settings, or was interrupted.
     """
-    head, rows = records_of(folder)
-    if head["task"] != dict(like.task):
-        raise EvaluationError(
-            f"{folder}: the evaluation must be of the same task and settings. Got {head['task']} beside "
-            f"{dict(like.task)}. Choose the same, or evaluate again."
-        )
+    check_task(folder, like.task)
+    place = {row["id"]: number for number, row in enumerate(like.records)}
+    # In one order, since the order of clusters decides which of them a resample draws.
+    rows = sorted(records_of(folder)[1], key=lambda row: place.get(row["id"], len(place)))
     try:
         model = str(json.loads(Path(folder, RESULT).read_text(encoding="utf-8"))["model"])
     except (OSError, ValueError, KeyError):
@@ -37,6 +36,20 @@ def earlier(folder: str | Path, like: Evaluation, *, seed: int = 0) -> Evaluatio
         ) from None
     made = tuple(scores(like.metrics, rows, seed))
     return Evaluation(like.task, model, made, tuple(rows), like.metrics, Path(folder))
+
+
+def check_task(folder: str | Path, task: Mapping[str, Any]) -> None:
+    """Check that the evaluation in a folder is of a task, given by name and settings.
+
+    Raises:
+        EvaluationError: where it is of another one, or of other settings.
+    """
+    head, _ = records_of(folder)
+    if head["task"] != dict(task):
+        raise EvaluationError(
+            f"{folder}: the evaluation must be of the same task and settings. Got {head['task']} beside "
+            f"{dict(task)}. Choose the same, or evaluate again."
+        )
 
 
 def difference_rows(made: Evaluation, found: Mapping[str, Difference]) -> list[tuple[str, str, str, str, str]]:

@@ -15,7 +15,7 @@ from moesaic.calibration.ranks import device
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.sources import resolve
-from moesaic.errors import EvaluationError
+from moesaic.errors import EvaluationError, brief
 from moesaic.evaluation.base import EvaluationTask, Opened, Place, settings_of
 from moesaic.evaluation.intervals import Difference, Interval, Metric, Record, difference, interval
 from moesaic.evaluation.journal import NAME, Journal, read
@@ -26,6 +26,8 @@ ALL = ""
 """The group of all records."""
 MOST = 100
 """Groups that are given each for itself."""
+FACTS = ("group", "cluster", "label")
+"""What a record tells of its item, whatever the model."""
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 """Called with ("evaluate", items measured since the last call, items in all)."""
@@ -81,13 +83,15 @@ class Evaluation:
         """Return, by metric, how much `other` differs from this one on the items that both have.
 
         Raises:
-            EvaluationError: where the two are of different tasks, or share no two clusters of items.
+            EvaluationError: where the two are of different tasks or of items that are not the same, or share no two
+                clusters of them.
         """
         if dict(self.task) != dict(other.task):
             raise EvaluationError(
                 f"{other.model}: both models must be evaluated by the same task. Got {self.task} and {other.task}. "
                 "Evaluate one of them again."
             )
+        _check_facts(self, other)
         try:
             found = {one.name: difference(one, self.records, other.records, seed=seed) for one in self.metrics}
         except ValueError as error:
@@ -137,7 +141,7 @@ def evaluate(
     with quiet():
         opened = task.open(place, data)
         _check(task, opened)
-        records = _measured(opened, _journal(out, task, folder, opened, precision), resume, overwrite, progress)
+        records = _measured(opened, _journal(out, task, place, opened), resume, overwrite, progress)
     made = Evaluation(
         settings_of(task),
         str(model),
@@ -146,6 +150,11 @@ def evaluate(
         opened.metrics,
         Path(out) if out is not None else None,
     )
+    if not made.scores:
+        raise EvaluationError(
+            f"{model}: a metric must give a number. Got none of {', '.join(one.name for one in opened.metrics)}. Check "
+            "that the weights are finite, and take float32."
+        )
     if out is not None:
         text = json.dumps(made.to_json(), indent=2, ensure_ascii=False)
         Path(out, RESULT).write_text(text + "\n", encoding="utf-8")
@@ -181,14 +190,29 @@ def _check(task: EvaluationTask, opened: Opened) -> None:
         raise EvaluationError(f"{task.name()}: items must have ids of their own. Got '{twice}' twice. Name them apart.")
 
 
-def _journal(
-    out: str | Path | None, task: EvaluationTask, folder: Path, opened: Opened, precision: str
-) -> Journal | None:
+def _check_facts(first: Evaluation, second: Evaluation) -> None:
+    known = {row["id"]: row for row in second.records}
+    for row in first.records:
+        other = known.get(row["id"], row)
+        for fact in FACTS:
+            if row.get(fact) != other.get(fact):
+                raise EvaluationError(
+                    f"{second.model}: both models must be evaluated on the same items. Got '{row['id']}' with its "
+                    f"{fact} {brief(row.get(fact))} and {brief(other.get(fact))}. Evaluate both on the same data."
+                )
+
+
+def _journal(out: str | Path | None, task: EvaluationTask, place: Place, opened: Opened) -> Journal | None:
     if out is None:
         return None
-    weights = fingerprint(DenseCheckpoint.open(folder))
-    items = hashlib.sha256("\n".join(opened.ids).encode()).hexdigest()
-    head = {"moesaic": __version__, "task": settings_of(task), "model": weights, "items": items, "precision": precision}
+    head = {
+        "moesaic": __version__,
+        "task": settings_of(task),
+        "model": fingerprint(DenseCheckpoint.open(place.folder)),
+        "items": hashlib.sha256("\n".join(opened.ids).encode()).hexdigest(),
+        "precision": place.precision,
+        "seed": place.seed,
+    }
     return Journal(Path(out) / NAME, head)
 
 
@@ -196,6 +220,8 @@ def _measured(
     opened: Opened, journal: Journal | None, resume: bool, overwrite: bool, progress: Progress
 ) -> list[Record]:
     known = journal.begin(resume=resume, overwrite=overwrite) if journal else {}
+    if journal and not known:
+        journal.file.with_name(RESULT).unlink(missing_ok=True)  # of what was there before
     total = len(opened.ids)
     progress("evaluate", sum(one in known for one in opened.ids), total)
     for batch in opened.batches:

@@ -66,7 +66,7 @@ class Difference:
 
     Args:
         value, low, high: of second minus first. p: two-sided, of no difference, by the same resamples; never below
-            1 / (resamples + 1). records, clusters: how many both have.
+            2 / (resamples + 1). records, clusters: how many both have.
     """
 
     value: float
@@ -165,6 +165,10 @@ def bounds(drawn_R: np.ndarray) -> tuple[float, float]:
 
 
 def two_sided(drawn_R: np.ndarray) -> float:
-    """Return the share of resamples in which a difference has not the sign that it has in most, times two."""
-    tail = min(int((drawn_R <= 0).sum()), int((drawn_R >= 0).sum()))
-    return min(2 * (tail + 1) / (len(drawn_R) + 1), 1.0)
+    """Return the share of resamples in which a difference has not the sign that it has in most, times two.
+
+    Resamples that say nothing (NaN: none of a language was drawn) are left out of both.
+    """
+    known_R = drawn_R[np.isfinite(drawn_R)]
+    tail = min(int((known_R <= 0).sum()), int((known_R >= 0).sum()))
+    return min(2 * (tail + 1) / (len(known_R) + 1), 1.0)

@@ -41,7 +41,7 @@ class Journal:
                 )
             return self._known()
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self.file.write_text(json.dumps(self._head, ensure_ascii=False) + "\n", encoding="utf-8")
+        self._write([])
         return {}
 
     def add(self, records: Sequence[Record]) -> None:
@@ -59,11 +59,15 @@ class Journal:
                 f"{self.file}: records must be of this evaluation to go on with. Got others: {', '.join(changed)} "
                 "differ. Choose another --out, or pass --overwrite."
             )
-        whole = [json.dumps(row, ensure_ascii=False) + "\n" for row in ({HEAD: head}, *rows)]
-        beside = self.file.with_name(self.file.name + ".partial")
-        beside.write_text("".join(whole), encoding="utf-8")
-        beside.replace(self.file)
+        self._write(rows)
         return {str(row["id"]): row for row in rows}
+
+    def _write(self, records: Sequence[Record]) -> None:
+        """Put the head and whole records in the place of whatever is there, all or nothing."""
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (self._head, *records)]
+        beside = self.file.with_name(self.file.name + ".partial")
+        beside.write_text("".join(lines), encoding="utf-8")
+        beside.replace(self.file)
 
 
 def read(file: Path) -> tuple[dict[str, Any], list[Record]]:
@@ -75,11 +79,11 @@ def read(file: Path) -> tuple[dict[str, Any], list[Record]]:
     if not file.is_file():
         raise EvaluationError(f"{file}: the records must exist. Got no such file. Evaluate with --out first.")
     rows: list[Any] = []
-    for line in file.read_text(encoding="utf-8").split("\n"):
+    for line in file.read_bytes().split(b"\n"):
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line.decode()))
         except ValueError:
-            continue  # cut off, or empty
+            continue  # cut off, perhaps within a character, or empty
     if not rows or not isinstance(rows[0], dict) or HEAD not in rows[0]:
         raise EvaluationError(f"{file}: the file must hold records of an evaluation. It does not. Check the path.")
     return rows[0][HEAD], [row for row in rows[1:] if isinstance(row, dict) and "id" in row]

@@ -1,0 +1,396 @@
+"""Intervals against closed forms; the journal torn, foreign and resumed; the driver interrupted; two evaluations."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moesaic.errors import EvaluationError
+from moesaic.evaluation import EvaluationTask, Metric, Opened, Place, difference, evaluate, interval, records_of, scores
+from moesaic.evaluation.base import batches_of
+from moesaic.evaluation.comparing import difference_rows, earlier, is_evaluation
+from moesaic.evaluation.driver import RESULT
+from moesaic.evaluation.intervals import Record, clusters_of, drawn, two_sided
+from moesaic.evaluation.journal import NAME, Journal, read
+
+MEAN = Metric("mean", lambda row: (row["x"], 1), lambda sums: sums[..., 0] / sums[..., 1])
+SUM = Metric("sum", lambda row: (row["x"],), lambda sums: sums[..., 0], "lower", "m")
+HEAD = {"task": {"name": "any"}, "model": "abc"}
+
+
+def items(values: Sequence[float], clusters: Sequence[str] | None = None) -> list[Record]:
+    """Return a record for each value."""
+    told = [{} for _ in values] if clusters is None else [{"cluster": one} for one in clusters]
+    return [{"id": f"i{n}", "x": x, **more} for n, (x, more) in enumerate(zip(values, told, strict=True))]
+
+
+# Intervals
+
+
+def test_the_spread_of_a_mean_of_clusters_has_its_closed_form() -> None:
+    """The bootstrap variance of a mean over C equal clusters is the population variance of their means over C."""
+    random = np.random.default_rng(0)
+    means_C = random.normal(size=40)
+    values = (means_C[:, None] + random.normal(size=(40, 5))).ravel()
+    rows = items(values.tolist(), [f"c{n // 5}" for n in range(200)])
+    spread = values.reshape(40, 5).mean(1).std() / 40**0.5
+    # The deviation of 20,000 draws has a standard error of 0.5 %; that of single records would be 40 % less.
+    np.testing.assert_allclose(drawn(MEAN, rows, resamples=20_000).std(), spread, rtol=0.02)
+    found = interval(MEAN, rows, resamples=20_000)
+    np.testing.assert_allclose(found.value, values.mean(), rtol=1e-12)  # rounding of one sum
+    # A percentile is not a normal quantile to the digit: third moments of 40 clusters move it by a few percent.
+    ends = [found.value - 1.96 * spread, found.value + 1.96 * spread]
+    np.testing.assert_allclose([found.low, found.high], ends, atol=0.06 * spread)
+    assert (found.records, found.clusters) == (200, 40)
+
+
+def test_resamples_of_three_unequal_clusters_are_those_that_can_be_written_down() -> None:
+    """All 27 draws with replacement, each as likely as the next; a draw's mean weighs clusters by their records."""
+    rows = items([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], ["a", "b", "b", "c", "c", "c"])
+    own = {name: [float(row["x"]) for row in rows if row["cluster"] == name] for name in "abc"}
+    possible = Counter(
+        round(float(np.mean(np.concatenate([own[name] for name in chosen]))), 9)
+        for chosen in itertools.product("abc", repeat=3)
+    )
+    found = Counter(np.round(drawn(MEAN, rows, resamples=27_000), 9).tolist())
+    assert set(found) == set(possible)
+    wanted = np.array([1000 * possible[value] for value in possible])
+    # The chi-square of 9 free counts lies below 34 but once in 10,000 seeds.
+    assert float((np.square([found[value] for value in possible] - wanted) / wanted).sum()) < 34
+
+
+@given(st.lists(st.integers(-50, 50), min_size=2, max_size=12), st.integers(0, 5))
+def test_records_of_one_cluster_count_as_one(values: list[int], seed: int) -> None:
+    """Four copies of each in a cluster give the interval of one each, to the bit: all sums times four."""
+    once = interval(MEAN, items(values), seed=seed, resamples=50)
+    names = [f"c{n}" for n in range(len(values)) for _ in range(4)]
+    copies = interval(MEAN, items(np.repeat(values, 4).tolist(), names), seed=seed, resamples=50)
+    assert copies == replace(once, records=4 * len(values))
+    assert once.low is not None
+    assert once.high is not None
+    assert min(values) <= once.low <= once.value <= once.high <= max(values)
+
+
+def test_draws_follow_the_seed_alone() -> None:
+    rows = items(np.random.default_rng(1).normal(size=30).tolist())
+    np.testing.assert_array_equal(drawn(MEAN, rows), drawn(MEAN, rows))
+    assert not np.array_equal(drawn(MEAN, rows), drawn(MEAN, rows, seed=1))
+
+
+def test_one_cluster_says_nothing_of_spread() -> None:
+    found = interval(MEAN, items([1.0, 3.0], ["a", "a"]))
+    assert found.to_json() == {"value": 2.0, "low": None, "high": None, "records": 2, "clusters": 1}
+
+
+def test_a_record_without_a_cluster_is_one() -> None:
+    assert clusters_of([{"id": "a"}, {"id": "b", "cluster": ""}, {"id": "c", "cluster": "s"}]) == ["a", "b", "s"]
+
+
+def test_a_paired_difference_knows_what_both_have_in_common() -> None:
+    """Between items 100, between models 1 and little noise: unpaired, nothing could be told."""
+    random = np.random.default_rng(2)
+    first = 100 * random.normal(size=50)
+    apart = 1 + 0.1 * random.normal(size=50)
+    found = difference(MEAN, items(first.tolist()), items((first + apart).tolist()), resamples=20_000)
+    half = 1.96 * apart.std() / 50**0.5
+    np.testing.assert_allclose(found.value, apart.mean(), rtol=1e-9)  # two sums of 100 each, subtracted
+    # Quantiles of 20,000 draws have a standard error of 1.4 % of the half width, and third moments move them.
+    np.testing.assert_allclose([found.low, found.high], [found.value - half, found.value + half], atol=0.06 * half)
+    assert found.p == 2 / 20_001
+
+
+def test_only_items_of_both_are_compared_in_whatever_order() -> None:
+    first, second = items([1.0, 2.0, 3.0, 4.0]), items([2.0, 4.0, 6.0, 8.0])
+    found = difference(MEAN, first, [second[3], second[1], second[0], {"id": "other", "x": 99.0}])
+    assert found.records == found.clusters == 3
+    np.testing.assert_allclose(found.value, (1 + 2 + 4) / 3, rtol=1e-12)  # rounding of a sum
+    back = difference(MEAN, [second[n] for n in (0, 1, 3)], first)
+    # The other way round all signs are, and quantiles of 1,000 draws change places to their interpolation.
+    np.testing.assert_allclose([back.value, back.low, back.high], [-found.value, -found.high, -found.low], rtol=1e-12)
+
+
+def test_no_difference_has_p_1() -> None:
+    rows = items([1.0, 2.0, 5.0])
+    found = difference(MEAN, rows, rows)
+    assert (found.value, found.low, found.high, found.p) == (0.0, 0.0, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "p"),
+    [
+        ([1, 2, 3, -1], 4 / 5),
+        ([1, 2, 3, 4], 2 / 5),
+        ([0, 0, 0], 1.0),
+        ([-1, -2, 0, -3], 4 / 5),
+        ([1, 2, -3, np.nan, np.nan], 1.0),
+        ([5, 2, 3, np.nan, np.nan], 2 / 4),
+    ],
+)
+def test_p_is_twice_the_smaller_tail_of_what_is_a_number(values: list[float], p: float) -> None:
+    assert two_sided(np.array(values, float)) == p
+
+
+def test_two_that_share_one_cluster_are_not_compared() -> None:
+    rows = items([1.0, 2.0, 3.0], ["a", "a", "b"])
+    with pytest.raises(ValueError, match=r"^mean: the two must share two clusters of items or more\. Got 1\."):
+        difference(MEAN, rows, rows[:2])
+
+
+def test_scores_are_of_all_and_of_each_group_and_are_numbers() -> None:
+    rows = [{**row, "group": "ab"[n % 2]} for n, row in enumerate(items([1.0, 2.0, 3.0, 4.0]))]
+    never = replace(MEAN, name="never", value=lambda sums: np.full(sums.shape[:-1], np.nan))
+    found = [(one.metric.name, one.group, one.interval.value) for one in scores((MEAN, never), rows)]
+    assert found == [("mean", "", 2.5), ("mean", "a", 2.0), ("mean", "b", 3.0)]
+    assert [one.group for one in scores((MEAN,), rows[::2])] == [""]  # a single group is all there is
+
+
+# Journal
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "out" / NAME
+
+
+def test_records_are_appended_and_read_back(file: Path) -> None:
+    journal = Journal(file, HEAD)
+    assert journal.begin(resume=False, overwrite=False) == {}
+    rows = [{"id": "a", "said": "zwölf 猫\u2028"}, {"id": "b", "nats": 0.1 + 0.2, "counts": [1, 2]}]
+    journal.add(rows[:1])
+    journal.add(rows[1:])
+    assert read(file) == (HEAD, rows)
+    assert Journal(file, HEAD).begin(resume=True, overwrite=False) == {str(row["id"]): row for row in rows}
+
+
+@pytest.mark.parametrize("torn", [*range(1, 30)])
+def test_a_line_that_a_kill_tore_is_cut_off_wherever_it_ends(file: Path, torn: int) -> None:
+    """At every byte, of which the middle of a character is one; what is added next begins a line of its own."""
+    journal = Journal(file, HEAD)
+    journal.begin(resume=False, overwrite=False)
+    journal.add([{"id": "a", "said": "eins"}])
+    line = json.dumps({"id": "b", "said": "猫猫猫"}, ensure_ascii=False).encode()
+    assert len(line) == 32
+    with file.open("ab") as stream:
+        stream.write(line[:torn])
+    assert read(file)[1] == [{"id": "a", "said": "eins"}]
+    again = Journal(file, HEAD)
+    assert list(again.begin(resume=True, overwrite=False)) == ["a"]
+    again.add([{"id": "b"}])
+    assert [row["id"] for row in read(file)[1]] == ["a", "b"]
+    assert file.read_bytes().count(b"\n") == 3
+    assert [one.name for one in file.parent.iterdir()] == [NAME]
+
+
+def test_an_earlier_evaluation_is_neither_lost_nor_taken_without_a_word(file: Path) -> None:
+    Journal(file, HEAD).begin(resume=False, overwrite=False)
+    Journal(file, HEAD).add([{"id": "a"}])
+    before = file.read_bytes()
+    with pytest.raises(EvaluationError, match="Pass --resume to go on with it, or --overwrite to begin anew"):
+        Journal(file, HEAD).begin(resume=False, overwrite=False)
+    assert file.read_bytes() == before
+    assert Journal(file, HEAD).begin(resume=False, overwrite=True) == {}
+    assert read(file) == (HEAD, [])
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({**HEAD, "model": "other"}, "Got others: model differ"),
+        ({"task": {"name": "other"}, "model": "other"}, "Got others: task, model differ"),
+        ({**HEAD, "more": 1}, "another version differ"),
+    ],
+)
+def test_records_of_something_else_are_refused(file: Path, other: dict[str, Any], named: str) -> None:
+    Journal(file, other).begin(resume=False, overwrite=False)
+    before = file.read_bytes()
+    with pytest.raises(EvaluationError, match=named):
+        Journal(file, HEAD).begin(resume=True, overwrite=False)
+    assert file.read_bytes() == before
+
+
+def test_what_is_no_journal_is_told(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"Got no such file\. Evaluate with --out first"):
+        records_of(tmp_path / "none")
+    file.parent.mkdir()
+    for content in (b"", b"[1, 2]\n", b"\xff\xfe\n", b'{"id": "a"}\n'):
+        file.write_bytes(content)
+        with pytest.raises(EvaluationError, match="must hold records of an evaluation"):
+            read(file)
+
+
+# Driver
+
+
+class Stop(Exception):
+    """Ends a measurement."""
+
+
+@dataclass(frozen=True)
+class Doubling(EvaluationTask):
+    """Doubles numbers; stops where it has measured so many batches.
+
+    Args:
+        scale: of the numbers.
+    """
+
+    scale: int = 2
+    after: ClassVar[int] = 10**9
+    ran: ClassVar[list[int]] = []
+    twice: ClassVar[bool] = False
+
+    def open(self, place: Place, data: Any) -> Opened:
+        """Take the numbers."""
+        numbers = list(data)
+
+        def measure(places: Sequence[int]) -> list[Record]:
+            if len(self.ran) >= self.after:
+                raise Stop
+            self.ran.append(len(places))
+            return [
+                {"x": self.scale * numbers[n], "group": "ab"[n % 2], "cluster": f"c{n // 2}", "label": str(numbers[n])}
+                for n in places
+            ]
+
+        ids = [f"n{n % 2 if self.twice else n}" for n in range(len(numbers))]
+        order = batches_of([3 * n % 5 for n in range(len(numbers))], place.batch_size)
+        return Opened(ids, measure, (MEAN, SUM), order)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Doubling, "ran", [])
+
+
+NUMBERS = np.random.default_rng(3).normal(size=23).tolist()
+
+
+def test_batches_of_any_size_give_the_same(pico_llama: Path) -> None:
+    one, *others = [evaluate(pico_llama, Doubling(), NUMBERS, batch_size=size) for size in (1, 2, 7, 23, 100)]
+    assert [row["x"] for row in one.records] == [2 * x for x in NUMBERS]
+    assert [row["id"] for row in one.records] == [f"n{n}" for n in range(23)]
+    for other in others:
+        assert other.records == one.records
+        assert other.to_json() == one.to_json()
+    assert {score.group for score in one.scores} == {"", "a", "b"}
+    np.testing.assert_allclose(one.value("mean"), 2 * np.mean(NUMBERS), rtol=1e-12)  # rounding of a sum
+    np.testing.assert_allclose(one.value("sum", "b"), 2 * np.sum(NUMBERS[1::2]), rtol=1e-12)
+    with pytest.raises(KeyError, match=r"mode of '': none of \['mean', 'sum'\]"):
+        one.value("mode")
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 5])
+def test_what_was_interrupted_goes_on_to_the_same_records(
+    pico_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    whole = evaluate(pico_llama, Doubling(), NUMBERS, batch_size=4, out=tmp_path / "whole")
+    Doubling.ran.clear()
+    monkeypatch.setattr(Doubling, "after", after)
+    with pytest.raises(Stop):
+        evaluate(pico_llama, Doubling(), NUMBERS, batch_size=4, out=tmp_path / "out")
+    assert not (tmp_path / "out" / RESULT).exists()
+    assert len(records_of(tmp_path / "out")[1]) == sum(Doubling.ran) == 4 * after
+    monkeypatch.undo()
+    Doubling.ran.clear()
+    told: list[int] = []
+    how: dict[str, Any] = {"batch_size": 4, "out": tmp_path / "out"}
+    with pytest.raises(EvaluationError, match="Pass --resume"):
+        evaluate(pico_llama, Doubling(), NUMBERS, **how)
+    again = evaluate(
+        pico_llama, Doubling(), NUMBERS, **how, resume=True, progress=lambda _, done, __: told.append(done)
+    )
+    assert sum(Doubling.ran) == 23 - 4 * after  # nothing is measured twice
+    assert sum(told) == 23
+    assert again.records == whole.records
+    for name in (NAME, RESULT):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"task": Doubling(scale=3)}, "task differ"),
+        ({"data": NUMBERS[:-1]}, "items differ"),
+        ({"precision": "bfloat16"}, "precision differ"),
+        ({"seed": 1}, "seed differ"),
+    ],
+)
+def test_what_was_measured_otherwise_is_not_gone_on_with(
+    pico_llama: Path, tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    given: dict[str, Any] = {"task": Doubling(), "data": NUMBERS, "out": tmp_path}
+    evaluate(pico_llama, **given)
+    before = (tmp_path / RESULT).read_bytes()
+    with pytest.raises(EvaluationError, match=f"Got others: {named}"):
+        evaluate(pico_llama, **given | change, resume=True)
+    assert (tmp_path / RESULT).read_bytes() == before
+
+
+def test_an_evaluation_begun_anew_is_not_complete_by_an_earlier_result(
+    pico_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path, batch_size=4)
+    monkeypatch.setattr(Doubling, "after", len(Doubling.ran) + 2)
+    with pytest.raises(Stop):
+        evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path, batch_size=4, overwrite=True)
+    with pytest.raises(EvaluationError, match=r"must be complete\. Got an interrupted one"):
+        earlier(tmp_path, whole)
+
+
+def test_empty_and_doubled_items_and_no_numbers_are_refused(
+    pico_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(EvaluationError, match=r"the data must hold an item\. Got none\. Pass other data\."):
+        evaluate(pico_llama, Doubling(), [], out=out)
+    with pytest.raises(EvaluationError, match=r"must give a number\. Got none of mean, sum"):
+        evaluate(pico_llama, Doubling(), [float("nan")] * 4)
+    monkeypatch.setattr(Doubling, "twice", True)
+    with pytest.raises(EvaluationError, match=r"ids of their own\. Got 'n0' twice"):
+        evaluate(pico_llama, Doubling(), NUMBERS, out=out)
+    assert not out.exists()
+
+
+# Comparing
+
+
+def test_an_earlier_evaluation_stands_beside_a_new_one(pico_llama: Path, tmp_path: Path) -> None:
+    first = evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path)
+    assert is_evaluation(str(tmp_path))
+    assert not is_evaluation(str(pico_llama))
+    found = earlier(tmp_path, first)
+    assert found.to_json() == first.to_json()
+    assert found.records == first.records
+    differences = first.compare(found)
+    assert {name: one.value for name, one in differences.items()} == {"mean": 0.0, "sum": 0.0}
+    assert difference_rows(first, differences)[0] == ("mean", "+0.000", "+0.000 to +0.000", "1.000", "23 of 23")
+
+
+def test_another_task_or_other_items_are_refused(pico_llama: Path, tmp_path: Path) -> None:
+    first = evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path)
+    other = evaluate(pico_llama, Doubling(scale=3), NUMBERS)
+    with pytest.raises(EvaluationError, match="must be of the same task and settings"):
+        earlier(tmp_path, other)
+    with pytest.raises(EvaluationError, match="evaluated by the same task"):
+        first.compare(other)
+    strange = replace(first, records=tuple({**row, "id": f"x{row['id']}"} for row in first.records))
+    with pytest.raises(EvaluationError, match=r"share two clusters of items or more\. Got 0\. Evaluate both on the"):
+        first.compare(strange)
+
+
+@pytest.mark.parametrize("key", ["group", "cluster", "label"])
+def test_items_of_one_name_that_are_not_the_same_are_refused(pico_llama: Path, key: str) -> None:
+    """Rows are called by their number in some tasks: other data may have the same names."""
+    first = evaluate(pico_llama, Doubling(), NUMBERS)
+    moved = [*first.records[:5], {**first.records[5], key: "other"}, *first.records[6:]]
+    with pytest.raises(EvaluationError, match=rf"'n5'.*its {key}.*Evaluate both on the same data"):
+        first.compare(replace(first, records=tuple(moved)))
