@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
 
 import tyro
 
@@ -45,6 +45,9 @@ class StudyOptions:
     """Optimizer steps of each cell; the study's if left out."""
     layers: Optional[str] = None
     """Which layers become MoE: all, every:N, first:N, last:N; the study's if left out."""
+    precision: Optional[Literal["float32", "bfloat16"]] = None
+    """Of matrix products, in training and in what is measured: whichever is fast on your machine; the study's if left
+    out."""
     workers: int = 1
     """Cells at the same time, each with its share of the cores, or a GPU."""
     smoke: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -85,7 +88,11 @@ def chosen(options: StudyOptions) -> Study:
         "seeds": options.seeds or made.seeds,
         "rates": options.rates or made.rates,
         "layers": options.layers or made.layers,
-        "budget": replace(made.budget, steps=options.steps or made.budget.steps),
+        "budget": replace(
+            made.budget,
+            steps=options.steps or made.budget.steps,
+            precision=options.precision or made.budget.precision,
+        ),
     }
     return replace(made, **changes)
 

@@ -72,7 +72,7 @@ def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
     best = min(tries, key=lambda one: float(one["held_out"]["last"]["eval/loss"]))
     trained, began = folder / f"run-{best['rate']:g}" / "model", _cpu()
     recipe = _recipe(study, arm, cell.seed, best["rate"], model, data, trained.parent)
-    measures = {one.title: _measured(one, trained, data, folder, cell.seed) for one in study.bench.measures()}
+    measures = {one.title: _measured(study, one, trained, data, folder, cell.seed) for one in study.bench.measures()}
     held = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
     made = {"arm": cell.arm, "seed": cell.seed, **best, "tried": held, "look": look(trained, recipe)}
     made |= {"measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}
@@ -159,7 +159,7 @@ def _recipe(study: Study, arm: Arm, seed: int, rate: float, model: Path, data: P
     return replace(made, losses=arm.losses, stages=arm.stages, teacher=teacher)
 
 
-def _measured(measure: Measure, model: Path, data: Path, folder: Path, seed: int) -> dict[str, Any]:
+def _measured(study: Study, measure: Measure, model: Path, data: Path, folder: Path, seed: int) -> dict[str, Any]:
     """Evaluate; keep values, and what each resample of the items gave, to compare arms on the same items."""
     found = evaluate(
         model,
@@ -167,7 +167,7 @@ def _measured(measure: Measure, model: Path, data: Path, folder: Path, seed: int
         data / measure.data,
         out=folder / measure.title,
         batch_size=measure.batch_size,
-        precision=measure.precision,
+        precision=study.budget.precision,
         overwrite=True,
     )
     ids = "\n".join(str(row["id"]) for row in found.records)

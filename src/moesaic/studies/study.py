@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from moesaic.errors import StudyError, brief
 from moesaic.evaluation import EvaluationTask
@@ -22,7 +22,7 @@ class Measure:
     Args:
         name: in the tables; empty: the task's own. task: what is measured. data: a file of the fold's folder.
         headline: metrics shown in the first table, by name.
-        batch_size, precision: as for `moesaic.evaluate`.
+        batch_size: as for `moesaic.evaluate`; the precision is that of the training.
     """
 
     task: EvaluationTask
@@ -30,7 +30,6 @@ class Measure:
     headline: tuple[str, ...]
     name: str = ""
     batch_size: int = 32
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
 
     @property
     def title(self) -> str:
