@@ -56,6 +56,10 @@ class EvaluationError(MoesaicError):
     """A model or data that can't be measured by a task."""
 
 
+class NliError(MoesaicError):
+    """A function, range or table of interpolation that can't be used."""
+
+
 class StudyError(MoesaicError):
     """A study that can't start, go on, or be told of."""
 
