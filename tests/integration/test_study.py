@@ -56,7 +56,7 @@ class Bench:
         )
 
     def measures(self) -> tuple[Measure, ...]:
-        return (Measure(Perplexity(window=32, stride=16), "test", ("loss",), batch_size=4, precision="float32"),)
+        return (Measure(Perplexity(window=32, stride=16), "test", ("loss",), batch_size=4),)
 
 
 @pytest.fixture(scope="module")
