@@ -4,7 +4,7 @@ What is computed, in exact integers of 2^-24 (X of the input, C of the cut point
 16 leading bits of a number that is not negative and clears the rest; nothing else is rounded, except in stage 4:
 
 1. compare   I = number of cuts 1 .. M-1 that are at most x
-2. place     D = lead16(max(X - C[I], 0));  U = D mul[I], cut off behind 40 fractional bits
+2. place     D = lead16(max(X - C[I], 0));  U = D mul[I]
              a = floor(U);  T = lead16(U - a);  g = base[I] + a
 3. read      Y0 = value[g], Y1 = value[g + 1]
 4. blend     P = T lead16(|Y1 - Y0|), cut off at multiples of 2^-26;  Y = Y0 + P or Y0 - P, as Y1 - Y0 has its sign
@@ -36,8 +36,6 @@ from moesaic.nli.table import Table
 
 LEAD = 16
 """Bits that are kept of differences and fractions."""
-FRACTION = 40
-"""Fractional bits of a place among bins: enough for one unit in the widest interval."""
 GUARD = 26
 """Fractional bits of the blended value before it is rounded."""
 CODES = 2**16
@@ -203,7 +201,6 @@ def _placed(table: Table, bits: torch.Tensor, x: torch.Tensor) -> tuple[torch.Te
     cuts, mul, base, values = numbers[:count], numbers[count : 2 * count], numbers[2 * count : 3 * count], 3 * count
     interval = torch.bucketize(x, cuts[1:].contiguous(), right=True)
     place = _lead((x - cuts[interval]).clamp(min=0)) * mul[interval]
-    place = (place * 2.0**FRACTION).floor() * 2.0**-FRACTION
     bin_ = place.nan_to_num(0.0).floor()
     first = (base[interval] + bin_).long()
     last = (first + 1).clamp(max=len(table.values) - 1)
