@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,24 @@ TEST = "test.jsonl"
 MEDIA = ("audio", "image")
 
 
-def write_parts(source: Corpus | str, out: Path, fold: int, most: Mapping[str, int], rows: int, say: Say) -> None:
+Fits = Callable[[Mapping[str, Any]], bool]
+
+
+def write_parts(
+    source: Corpus | str,
+    out: Path,
+    fold: int,
+    most: Mapping[str, int],
+    rows: int,
+    say: Say,
+    fits: Fits | None = None,
+) -> None:
     """Write `rows.jsonl` and `test.jsonl` into a new folder.
 
     Args:
         source: a corpus, or a folder with train, validation and test.jsonl, whose one split serves all folds.
         most: rows of a part at most, the first ones. rows: of any part at most; 0: as many as `most` says.
+        fits: says which rows count; None: all.
 
     Raises:
         StudyError: where the folder lacks a part.
@@ -41,17 +54,18 @@ def write_parts(source: Corpus | str, out: Path, fold: int, most: Mapping[str, i
             )
         out.mkdir()
     limits = {part: min((limit for limit in (most.get(part), rows) if limit), default=None) for part in PARTS}
-    found = {part: _read(folder / f"{part}.jsonl", limits[part], out) for part in PARTS}
+    found = {part: _read(folder / f"{part}.jsonl", limits[part], out, fits) for part in PARTS}
     both = [{**row, "part": part} for part in ("train", "validation") for row in found[part]]
     for name, these in ((ROWS, both), (TEST, found["test"])):
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in these)
         (out / name).write_text(text, encoding="utf-8")
 
 
-def _read(file: Path, most: int | None, out: Path) -> list[dict[str, Any]]:
-    """Return the first rows of a file; media that stand elsewhere than in `out` by absolute paths."""
+def _read(file: Path, most: int | None, out: Path, fits: Fits | None) -> list[dict[str, Any]]:
+    """Return the first rows of a file that fit; media that stand elsewhere than in `out` by absolute paths."""
     table = open_table(file)
-    rows = [table[place] for place in range(min(len(table), most or len(table)))]
+    every = (table[place] for place in range(len(table)))
+    rows = list(islice((row for row in every if fits is None or fits(row.values)), most))
     if file.parent == out:
         return [dict(row.values) for row in rows]
     return [{key: _placed(row.folder, key, value) for key, value in row.values.items()} for row in rows]

@@ -37,7 +37,7 @@ MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
 BARE = replace(MOE, shared_expert=False)
 PAIR = replace(MOE, num_experts=2)
 LANGUAGES = replace(MOE, num_experts=16)
-STEPS, BATCH = 64, 16
+STEPS, BATCH = 48, 16
 SCORES = ("BLEU, mean over languages", "chrF2, mean over languages")
 RATES = (1e-4, 2e-4)
 
@@ -49,17 +49,22 @@ class SpeechBench:
     Args:
         model: an encoder-decoder of speech.
         source: `stamps_speech`, or a folder with train, validation and test.jsonl.
-        longest: seconds of a recording. rows: of each part at most; 0: all.
+        longest: seconds of a recording. letters: bytes of a text, so that a batch is not mostly filling; of the corpus.
+        rows: of each part at most; 0: all.
     """
 
     model: str = "whisper-base"
     source: str = "stamps_speech"
     longest: float = 2.4
+    letters: int = 24
     rows: int = 0
 
     def data(self, fold: int, out: Path, say: Say) -> None:
         corpus = StampsSpeech(longest=self.longest) if self.source == StampsSpeech.name() else None
-        write_parts(corpus or self.source, out, fold, {"validation": 400, "test": 400}, self.rows, say)
+        fits = (lambda row: len(row["text"].encode()) <= self.letters) if corpus else None
+        write_parts(
+            corpus or self.source, out, fold, {"train": 6000, "validation": 400, "test": 400}, self.rows, say, fits
+        )
 
     def dense(self, out: Path, say: Say) -> Path:
         from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
