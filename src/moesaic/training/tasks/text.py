@@ -60,12 +60,14 @@ class Text:
         data: a file or folder of .txt, .md, .jsonl, .json, or rows of texts (`calibration.data.open_data`).
         window: tokens of a row; fewer where the model reads fewer. pack: join documents; else each has its own rows.
         held_out: share of the documents that is never trained on.
+        validation: documents that are held out in place of such a share; None: there are none of their own.
     """
 
     data: Source
     window: int = 1024
     pack: bool = True
     held_out: float = SHARE
+    validation: Source | None = None
 
     def prepare(self, folder: Path, seed: int) -> Prepared:
         """Load the model, tokenise the data once; token ids stay in memory, four bytes each.
@@ -76,10 +78,9 @@ class Text:
         model = open_model(folder)
         demand(model, generates_text(model), "text", "predict the next token of a text", "Take a ...ForCausalLM model")
         reader: TextReader = readers_of(folder, model, self.window, "text")["text"]
-        documents, groups = self._documents()
-        parts = split([item.text or "" for item in documents], self.held_out)
+        documents, groups = _documents(self.data)
         tokenised = _Tokenised(reader, _end(reader, model.config))
-        train, held = (tokenised.of([documents[place] for place in places], groups) for places in _places(parts))
+        train, held = (tokenised.of(part, groups) for part in self._parts(documents))
         rows = list(_packed(train, reader.window) if self.pack else _alone(train, reader.window))
         if not rows:
             total = sum(len(ids_T) for ids_T, _ in train)
@@ -97,14 +98,12 @@ class Text:
             save=saver(folder, model),
         )
 
-    def _documents(self) -> tuple[list[Item], tuple[str, ...]]:
-        with as_training():
-            data = open_data(self.data)
-            found = [item for place in range(data.count or 1) for item in data.read(place)]
-        documents = [item for item in found if item.text and item.text.strip()]
-        if not documents:
-            raise TrainingError(f"{data.name}: the data must hold a text. Got none. Pass other data.")
-        return documents, data.labels
+    def _parts(self, documents: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
+        """Return what is trained on, and what is held out."""
+        if self.validation is not None:
+            return documents, _documents(self.validation)[0]
+        parts = split([item.text or "" for item in documents], self.held_out)
+        return [documents[place] for place in parts.train], [documents[place] for place in parts.held_out]
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,15 @@ class _Tokenised:
         return found
 
 
-def _places(parts: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return parts.train, parts.held_out
+def _documents(source: Source) -> tuple[list[Item], tuple[str, ...]]:
+    """Return the items of data that are not blank, and all labels."""
+    with as_training():
+        data = open_data(source)
+        found = [item for place in range(data.count or 1) for item in data.read(place)]
+    documents = [item for item in found if item.text and item.text.strip()]
+    if not documents:
+        raise TrainingError(f"{data.name}: the data must hold a text. Got none. Pass other data.")
+    return documents, data.labels
 
 
 def _end(reader: TextReader, config: Any) -> list[int]:

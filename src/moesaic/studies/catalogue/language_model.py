@@ -1,0 +1,199 @@
+"""Continued pretraining on little text of 14 domains: which init helps, and whether routing follows domains."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moesaic.corpora.domains import DEFAULT, Domains
+from moesaic.evaluation.tasks.perplexity import Perplexity
+from moesaic.experts.cluster_aware import ClusterAware
+from moesaic.experts.drop_upcycling import DropUpcycling
+from moesaic.experts.noise_upcycling import NoiseUpcycling
+from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
+from moesaic.experts.sparse_upcycling import SparseUpcycling
+from moesaic.experts.spri import Spri
+from moesaic.experts.virtual_group import VirtualGroup
+from moesaic.experts.zero_routed import ZeroRouted
+from moesaic.losses.load_balancing import LoadBalancing
+from moesaic.losses.router_z import RouterZ
+from moesaic.recipes.continued_pretraining import continued_pretraining
+from moesaic.routers.centroids import Centroids
+from moesaic.routers.zeros import Zeros
+from moesaic.spec import MoESpec
+from moesaic.studies.arm import ALWAYS_ON, Arm
+from moesaic.studies.parts import ROWS, TEST, write_parts
+from moesaic.studies.study import Measure, Say, Study
+from moesaic.training.recipe import Recipe, Training
+from moesaic.training.stages import two_stages
+from moesaic.training.tasks.text import Text
+
+BALANCE = (LoadBalancing(weight=1e-2), RouterZ(weight=1e-3))
+"""Router losses of SPRI, with which all published methods train."""
+MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
+BARE = replace(MOE, shared_expert=False)
+PAIR = replace(MOE, num_experts=2)
+SHARDS = 2
+HALVES = replace(BARE, num_experts=SHARDS * MOE.num_experts, top_k=SHARDS * MOE.top_k)
+"""As many parameters as eight experts, cut into halves."""
+STEPS, BATCH, WINDOW = 20, 8, 64
+RATES = (3e-4, 1e-3)
+STILL = 26
+"""Layers that never train, from the bottom; above them stand the MoE layers."""
+LAYERS = "last:4"
+SMOKE = ("german", "python", "quotations")
+TRAIN, VALIDATION, SAMPLE = "train.jsonl", "validation.jsonl", "calibration.jsonl"
+
+
+@dataclass(frozen=True)
+class LanguageBench:
+    """SmolLM2 on text of 14 domains, as many rows of each; the layers below the MoE are frozen.
+
+    Args:
+        model: a decoder of text.
+        source: `domains`, or a folder with train, validation and test.jsonl.
+        domains, longest: of the corpus `domains`: which of them, and characters of a row.
+        window: tokens of a row that is trained on.
+        train, validation, test, sample: rows of a domain; `sample` is of the training rows, for methods that read
+            activations.
+    """
+
+    model: str = "smollm2-135m"
+    source: str = "domains"
+    domains: tuple[str, ...] = DEFAULT
+    longest: int = 400
+    window: int = WINDOW
+    train: int = 60
+    validation: int = 1
+    test: int = 3
+    sample: int = 4
+
+    def data(self, fold: int, out: Path, say: Say) -> None:
+        corpus = Domains(self.domains, longest=self.longest) if self.source == Domains.name() else None
+        write_parts(corpus or self.source, out, fold, {}, 0, say)
+        rows, test = _read(out / ROWS), _read(out / TEST)
+        train = list(_first([row for row in rows if row["part"] == "train"], self.train))
+        validation = [row for row in rows if row["part"] == "validation"]
+        _write(out / TRAIN, train)
+        _write(out / VALIDATION, _first(validation, self.validation))
+        _write(out / SAMPLE, _first(train, self.sample))
+        _write(out / TEST, _first(test, self.test))
+        (out / ROWS).unlink()
+
+    def dense(self, out: Path, say: Say) -> Path:
+        from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
+
+        return resolve(self.model, progress=say)
+
+    def upcycling(self) -> Mapping[str, Any]:
+        return {}
+
+    def calibration(self, data: Path) -> Any:
+        return data / SAMPLE
+
+    def recipe(self, model: Path, data: Path, out: Path, training: Training) -> Recipe:
+        made = continued_pretraining(model, data / TRAIN, out, losses=(), stages=(), training=training)
+        return replace(made, task=Text(data / TRAIN, self.window, validation=data / VALIDATION))
+
+    def measures(self) -> tuple[Measure, ...]:
+        task = Perplexity(window=256, stride=128)
+        return (Measure(task, TEST, ("loss", "bits per byte"), batch_size=8),)
+
+
+def make(*, smoke: bool) -> Study:
+    """Return the study; of `smoke`, three arms and a few steps."""
+    study = Study(
+        name="language_model",
+        question="SmolLM2 goes on learning 14 domains from little text: which init helps, and does routing follow "
+        "domains?",
+        bench=LanguageBench(),
+        arms=arms(),
+        budget=Training(
+            steps=STEPS,
+            batch_size=BATCH,
+            warmup=0.05,
+            log_every=5,
+            held_out_tokens=1 << 20,  # all there are
+            frozen=("model.embed_tokens", *(f"model.layers.{layer}" for layer in range(STILL))),
+            precision="float32",  # eight times as fast as bfloat16 on a CPU that has no such products
+        ),
+        rates=RATES,
+        layers=LAYERS,
+        references=("dense", "iso-flop"),
+    )
+    if not smoke:
+        return study
+    return replace(
+        study,
+        arms=tuple(study.arm(name) for name in ("dense", "zero-routed", "recommended")),
+        bench=LanguageBench(domains=SMOKE, longest=200, train=40, validation=2, test=2, sample=20),
+        budget=replace(study.budget, steps=2, batch_size=2),
+        rates=RATES[:1],
+        seeds=(0,),
+        layers="last:1",
+        references=("dense",),
+    )
+
+
+def arms() -> tuple[Arm, ...]:
+    """Return the methods."""
+
+    def published(name: str, what: str, experts: Any, **further: Any) -> Arm:
+        return Arm(name, what, "published", experts, **{"spec": MOE, "losses": BALANCE, **further})
+
+    return (
+        Arm("dense", "trained as it is", "dense"),
+        Arm("lora", "adapters of rank 32 on every linear that trains", "published", training=(("lora", 32),)),
+        published("copy", "copies beside a full shared copy", SparseUpcycling(shares_mode="full")),
+        published("noise", "the same, noise on half the neurons", NoiseUpcycling(mode="add_rows", shares_mode="full")),
+        published("drop", "the same, half the neurons redrawn", DropUpcycling(shares_mode="full")),
+        published("spri-one-stage", "spectral blocks of norm 1e-3, all train", Spri()),
+        published("spri-two-stages", "first linears frozen for 10 % of the steps", Spri(), stages=two_stages()),
+        published(
+            "cluster-aware", "low-rank by clusters of inputs, no shared expert", ClusterAware(), router=Centroids(),
+            spec=BARE,
+        ),
+        published("virtual-group", "16 halves, top-4, no shared expert", VirtualGroup(shards=SHARDS), spec=HALVES),
+        Arm("zero-routed", "last linear zero", "control", ZeroRouted(), spec=MOE, losses=BALANCE),
+        Arm(
+            "iso-flop",
+            "two further FFNs, always on, no routing",
+            "control",
+            NormMatchedGaussian(),
+            spec=PAIR,
+            router=Zeros(),
+            stages=ALWAYS_ON,
+        ),
+        Arm(
+            "recommended",
+            "last linear zero, routed by clusters of inputs",
+            "recommended",
+            ZeroRouted(),
+            Centroids(scale=4.0),
+            spec=MOE,
+            losses=(LoadBalancing(weight=1e-3),),
+        ),
+    )  # fmt: skip
+
+
+def _first(rows: Iterable[Mapping[str, Any]], most: int) -> Iterator[Mapping[str, Any]]:
+    """Yield the first rows of each domain, in the order in which they come."""
+    seen: Counter[str] = Counter()
+    for row in rows:
+        domain = str(row.get("label"))
+        seen[domain] += 1
+        if seen[domain] <= most:
+            yield row
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text, encoding="utf-8")
