@@ -27,9 +27,17 @@ class ImageReader:
 
     @classmethod
     def of(cls, processor: Any, config: Any) -> ImageReader:
-        """Return the reader of a model with this config; a blank image tells how large its images are."""
-        from PIL import Image  # noqa: PLC0415  # transformers' image processors need it, too
+        """Return the reader of a model with this config; a blank image tells how large its images are.
 
+        Raises:
+            CalibrationError: where pillow is missing.
+        """
+        try:
+            from PIL import Image  # noqa: PLC0415  # transformers' image processors need it, too
+        except ImportError as error:
+            raise CalibrationError(
+                f"images: pillow must be installed to read them. Got: {error}. Run: pip install 'moesaic[media]'"
+            ) from None
         vision = getattr(config, "vision_config", config)
         patch = getattr(vision, "patch_size", None)
         size = patch if isinstance(patch, int) else PATCH
