@@ -55,6 +55,7 @@ DEPTH, STILL, PIXELS = 10, 6, 56
 """Layers of the vision tower that are kept (its last two were made for saliency); of these, those that never train."""
 FOLDS = 3
 """As many as leave some sources to the training parts of all, on which the projections are fitted."""
+CORPORA: tuple[Corpus, ...] = (Emoji(), StampsPictures(size=64))
 SAMPLE, FEW, SHOTS = "calibration.jsonl", "few.jsonl", 5
 MOST = {"validation": 200, "test": 300}
 """Rows of each corpus."""
@@ -70,7 +71,7 @@ class PicturesBench:
     validation rows, so that no batch holds a picture's text twice.
 
     Args:
-        rows: of each corpus and part at most, and to fit on; 0: all, but of the parts to choose by and to test on `MOST`.
+        rows: of each corpus and part at most, and to fit on; 0: all, but as many as `MOST` says.
         sample: training pictures of each corpus for methods that read activations.
     """
 
@@ -88,11 +89,11 @@ class PicturesBench:
                 f"encoder: seeds must be of the folds 0 to {FOLDS - 1}. Got fold {fold}, whose test pictures the "
                 "projections are fitted on. Take other seeds."
             )
-        for corpus in _corpora():
+        for corpus in CORPORA:
             write_parts(corpus, out / corpus.name(), fold, MOST, self.rows, say)
-        rows, test = (_apart(_joined(out, name)) for name in (ROWS, TEST))
+        rows, test = (_joined(out, name) for name in (ROWS, TEST))
         train = [row for row in rows if row["part"] == "train"]
-        _write(out / ROWS, rows)
+        _write(out / ROWS, _apart(rows))
         _write(out / TEST, test)
         _write(out / SAMPLE, _sampled(train, self.sample))
         known = {label for label, count in Counter(row["label"] for row in train).items() if count >= SHOTS}
@@ -202,14 +203,10 @@ def arms() -> tuple[Arm, ...]:
     )
 
 
-def _corpora() -> tuple[Corpus, ...]:
-    return Emoji(), StampsPictures(size=64)
-
-
 def _joined(out: Path, name: str) -> list[dict[str, Any]]:
     """Return the rows of both corpora; paths relative to `out`, and each category named with its corpus."""
     found = []
-    for corpus in (one.name() for one in _corpora()):
+    for corpus in (one.name() for one in CORPORA):
         for line in (out / corpus / name).read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             found.append({**row, "image": f"{corpus}/{row['image']}", "label": f"{row['label']} ({corpus})"})
@@ -249,7 +246,7 @@ def _make(out: Path, most: int, say: Say) -> None:
 
     vision, text = (resolve(name, progress=say) for name in (VISION, TEXT))
     join(vision, text, out, layers=DEPTH, size=PIXELS)
-    rows = [row for corpus in _corpora() for row in _start(corpus, say)[: most or None]]
+    rows = [row for corpus in CORPORA for row in fitted_on(corpus, say)[: most or None]]
     say(f"encoder: projections fitted to {len(rows)} pictures")
     towers = open_towers(Place(out, torch.device("cpu"), batch_size=BATCH), "encoder")
     vision_DP, text_DP = _fitted(*_features(towers, rows))
@@ -260,7 +257,8 @@ def _make(out: Path, most: int, say: Say) -> None:
         model.save_pretrained(out)
 
 
-def _start(corpus: Corpus, say: Say) -> list[Row]:
+def fitted_on(corpus: Corpus, say: Say) -> list[Row]:
+    """Return the pictures that every fold trains on."""
     folder = corpus.folder(say)
     rows = corpus.examples(folder, "train", lambda source: all(part_of(source, n) == "train" for n in range(FOLDS)))
     return [Row(row["image"], placed(row, corpus.media, folder.as_posix())) for row in rows]
@@ -278,7 +276,10 @@ def _features(towers: Towers, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.
 
 
 def _fitted(vision_ND: torch.Tensor, text_ND: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return projections [D, P] of both: regularised canonical directions, as long as they are correlated."""
+    """Return projections [D, P] of both: regularised canonical directions, each as long as it is correlated.
+
+    Lengths of features tell nothing, so elements are as large as a layer's that is drawn, which suits the step of Adam.
+    """
     halves, whitened = [], []
     for x_ND, ridge in ((vision_ND.double(), FIT[0]), (text_ND.double(), FIT[1])):
         square_DD = x_ND.T @ x_ND
@@ -286,4 +287,6 @@ def _fitted(vision_ND: torch.Tensor, text_ND: torch.Tensor) -> tuple[torch.Tenso
         halves.append(vectors_DD * (values_D + ridge * values_D.mean()).rsqrt() @ vectors_DD.T)
         whitened.append(x_ND @ halves[-1])
     left_DP, correlation_P, right_PD = torch.linalg.svd(whitened[0].T @ whitened[1])
-    return halves[0] @ left_DP * correlation_P, halves[1] @ right_PD.T * correlation_P
+    found = halves[0] @ left_DP * correlation_P, halves[1] @ right_PD.T * correlation_P
+    vision_DP, text_DP = (one / (one.square().mean() * len(one)).sqrt() for one in found)
+    return vision_DP, text_DP
