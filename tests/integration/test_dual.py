@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 import moesaic
 from moesaic import recipes
+from moesaic.cli import run
 from moesaic.errors import ArchitectureError, CheckpointError
 from moesaic.evaluation import evaluate
 from moesaic.evaluation.tasks.retrieval import Retrieval
@@ -169,6 +170,30 @@ def test_a_moe_of_equal_experts_in_both_towers_is_the_dense_model(dual: Path, tm
     with torch.no_grad():
         found, wanted = (moesaic.load(one).get_text_features(**given).pooler_output for one in (moe, dual))
     assert_close(found, wanted, atol=1e-5, rtol=1e-4)  # float32, the same products in another order
+
+
+def test_the_command_line_upcycles_certifies_and_measures_it(
+    dual: Path, pairs: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts that are copies are the dense tower, so ranks and all numbers made of them are the same."""
+    data, moe = tmp_path / "pairs.jsonl", tmp_path / "moe"
+    data.write_text("\n".join(map(json.dumps, pairs)))
+
+    def told(*args: object) -> dict[str, Any]:
+        code = run([*map(str, args), "--json"])
+        out, err = capsys.readouterr()
+        assert code == 0, err
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    how = ("--tower", "vision", "--num-experts", 4, "--top-k", 2, "--experts", "sparse_upcycling")
+    made = told("upcycle", dual, moe, *how)
+    assert made["folder"] == str(moe)
+    again = told("certify", dual, moe, "--data", data)
+    assert set(made["certificate"]) == set(again)
+    found = told("evaluate", dual, "--task", "retrieval", "--data", data, "--against", moe)
+    assert len(found["scores"]) == 9  # recall at 1, 5, 10 of all queries and of both directions
+    assert {one["value"] for one in found["differences"].values()} == {0.0}
 
 
 @needs_4
