@@ -127,6 +127,22 @@ def test_windows_know_their_group(models: Path) -> None:
     assert GROUPS not in batch(Text(pico.texts(), window=8).prepare(models / "llama", 0), 2)
 
 
+def test_documents_for_validation_are_held_out_and_all_others_trained_on(models: Path) -> None:
+    rows = rows_of_text(40)
+    own = [*rows[30:], {"text": pico.text(9, 99), "label": "z"}]
+    prepared = Text(rows[:30], window=8, validation=own).prepare(models / "llama", 0)
+    all_trained = Text(rows[:30], window=8, held_out=0).prepare(models / "llama", 0)
+    assert_close(batch(prepared)["input_ids"], batch(all_trained)["input_ids"], rtol=0, atol=0)
+    assert prepared.groups == ("a", "b", "c")
+    assert prepared.held_out is not None
+    held = [prepared.held_out[place] for place in range(len(prepared.held_out))]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(models / "llama")
+    documents = [[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id] for row in own]
+    parts = [ids[start : start + 8] for ids in documents for start in range(0, len(ids), 8)]
+    assert [one.ids_T.tolist() for one in held] == [part for part in parts if len(part) > 1]
+    assert held[-1].group == -1  # no training document has its label
+
+
 def test_unpacked_text_is_padded_and_masked(models: Path) -> None:
     prepared = Text(pico.texts(), window=12, pack=False).prepare(models / "llama", 0)
     padded = batch(prepared)

@@ -40,7 +40,7 @@ PAIR = replace(MOE, num_experts=2)
 SHARDS = 2
 HALVES = replace(BARE, num_experts=SHARDS * MOE.num_experts, top_k=SHARDS * MOE.top_k)
 """As many parameters as eight experts, cut into halves."""
-STEPS, BATCH, WINDOW = 20, 8, 64
+STEPS, BATCH, WINDOW = 20, 4, 128
 RATES = (3e-4, 1e-3)
 STILL = 26
 """Layers that never train, from the bottom; above them stand the MoE layers."""
@@ -69,7 +69,7 @@ class LanguageBench:
     window: int = WINDOW
     train: int = 60
     validation: int = 1
-    test: int = 3
+    test: int = 2
     sample: int = 4
 
     def data(self, fold: int, out: Path, say: Say) -> None:
