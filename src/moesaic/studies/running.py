@@ -80,7 +80,7 @@ def versions() -> dict[str, str]:
 
 
 def _settle(made: Study, out: Path, resume: bool) -> None:
-    now = plain(made)
+    now = {**plain(made), "arms": [plain(arm) for arm in made.arms]}  # each by itself, as of a long list a hash is kept
     file = out / RECORD
     if not file.exists():
         if out.exists() and any(out.iterdir()):
