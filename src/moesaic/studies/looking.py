@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from itertools import islice
 from pathlib import Path
 from statistics import mean
@@ -15,7 +15,7 @@ from moesaic.lazy import torch
 from moesaic.observing import moe_blocks
 from moesaic.training.recipe import Recipe
 from moesaic.training.roles import parts
-from moesaic.training.stages import ROUTED
+from moesaic.training.stages import ROUTED, Role
 
 BATCHES = 16
 """Held-out batches on which routing is counted, at most."""
@@ -42,7 +42,8 @@ def look(folder: Path, recipe: Recipe) -> dict[str, Any]:
     return {
         "parameters": total,
         "active": round(total - idle(model, layers)),
-        "diversity": diversity(model),
+        "diversity": diversity(model, {"down"}),
+        "diversity_first": diversity(model, {"gate", "up"}),
         "routing": {layer: routing.to_json() for layer, routing in layers.items()},
         "groups": list(prepared.groups),
     }
@@ -58,7 +59,10 @@ def idle(model: torch.nn.Module, layers: Mapping[str, LayerRouting]) -> float:
     )
 
 
-def diversity(model: torch.nn.Module) -> float:
-    """Return the mean over layers of 1 - mean pairwise cosine of the routed experts' last linears."""
-    downs = [part.parameter for part in parts(model) if part.roles == ("down",) and part.parameter.ndim == 3]
-    return mean(mean_distance(list(down.detach())) for down in downs)
+def diversity(model: torch.nn.Module, roles: Set[Role]) -> float:
+    """Return 1 - mean pairwise cosine of the routed experts' matrices of some roles, mean over layers and matrices.
+
+    That of the last linears is SPRI's; methods that copy these (cluster-aware) part in the first ones.
+    """
+    found = [one.parameter for one in parts(model) if roles.issuperset(one.roles) and one.parameter.ndim == 3]
+    return mean(mean_distance(list(weight.detach())) for weight in found)

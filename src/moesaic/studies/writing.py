@@ -81,7 +81,8 @@ def _comparison(result: Result, reference: str) -> tuple[list[str], list[list[st
 def _beside(result: Result) -> tuple[list[str], list[list[str]]]:
     head = [
         "method", "kind", "parameters", "active", "trained on tokens", "training TFLOP", "KL to dense, nats",
-        "diversity", "entropy / ln E", "top-1", "worst load CV", "information, nats", "CPU s a cell",
+        "diversity of last linears", "of first", "entropy / ln E", "top-1", "worst load CV", "information, nats",
+        "CPU s a cell",
     ]  # fmt: skip
     return head, [_beside_row(row, result.study.arm(row.arm)) for row in result.rows]
 
@@ -101,6 +102,7 @@ def _beside_row(row: Row, arm: Arm) -> list[str]:
         f"{6 * active * tokens / 1e12:,.1f}",
         _number(last),
         _number(row.of("look", "diversity")),
+        _number(row.of("look", "diversity_first")),
         *(_number([layer[name] for layer in flat]) for name in ("entropy", "top1")),
         _number(worst),
         _number([layer["information"] for layer in flat]),
