@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+    Vector = NDArray[Any]  # of numbers, indices or flags
 else:
-    Array = Any
+    Array = Vector = Any
 
 Reduction = Literal["none", "rsqrt", "reciprocal", "sqrt"]
 """How a number is brought into a short range: not at all, or by a power of 2 or 4, of which the function makes one."""

@@ -154,7 +154,7 @@ def ends(function: Nonlinearity, form: Format) -> tuple[float, float]:
 
     >>> from moesaic.nli.functions import FUNCTIONS
     >>> ends(FUNCTIONS["exp"], Format.of("fp16"))
-    (-17.328125, 11.0859375)
+    (-17.34375, 11.0859375)
     """
     x = form.values()
     x = x[(x >= function.domain[0]) & (x <= function.domain[1])]

@@ -1,0 +1,64 @@
+"""Make the tables that come with moesaic, and print their errors against those of the published cut points.
+
+    python benchmarks/nli_tables.py [FUNC ...] [--quick]
+
+Without --quick each table is proved best, or the column says how far from the best it can be at most. Figures of the
+published cut points are on the FP16 grid with exact values at nodes, as are those of `mean` here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moesaic.nli import FUNCTIONS, Grid, Table, function, search
+from moesaic.nli.engine import apply
+from moesaic.nli.pieces import Errors, Pieces
+from moesaic.nli.table import RANGE
+
+PUBLISHED = {
+    "silu": 2.21e-4,
+    "gelu": 1.51e-4,
+    "exp": 2.23e-4,
+    "sigmoid": 4.17e-5,
+    "tanh": 1.64e-5,
+    "hardswish": 3.89e-5,
+    "mish": 2.07e-4,
+    "rsqrt": 3.13e-3,
+    "reciprocal": 5.08e-3,
+}
+FOLDER = Path(__file__).parents[1] / "src" / "moesaic" / "nli" / "tables"
+ALL = [*FUNCTIONS, *(f"{name}_reduced" for name, made in FUNCTIONS.items() if made.reduction != "none")]
+
+
+def main() -> None:
+    quick = "--quick" in sys.argv
+    names = [name for name in sys.argv[1:] if not name.startswith("-")] or ALL
+    print("table              points    mean  published     max    engine  proved to    CPU s")
+    for name in names:
+        known = function(name.removesuffix("_reduced"))
+        reduction = known.reduction if name.endswith("_reduced") else "none"
+        grid = Grid.for_function(known, "fp16", *RANGE.get(reduction, (None, None)))
+        start = time.process_time()
+        found = search(known, grid, **({"most_pairs": 0} if quick else {}))
+        spent = time.process_time() - start
+        table = Table.of(known, found.cuts, reduction=reduction)
+        exact = Errors.of(Pieces.of_table(Table.of(known, found.cuts), known)(grid.values), known, grid)
+        whole = Grid.for_function(known)
+        engine = Errors.of(np.asarray(apply(table, torch.tensor(whole.values))), known, whole)
+        (FOLDER / f"{name}.json").write_text(json.dumps(table.to_json(), indent=1) + "\n")
+        published = f"{PUBLISHED[name]:.2e}" if name in PUBLISHED else "-"
+        print(
+            f"{name:18} {len(grid):6} {exact.mean_relative:.2e}   {published:>8} {exact.max_relative:.1e}  "
+            f"{engine.mean_relative:.2e}  {found.gap / found.cost:9.2g}  {spent:7.1f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Equal segments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from moesaic.lazy import np
+from moesaic.nli.functions import Nonlinearity
+from moesaic.nli.grids import Grid
+from moesaic.nli.pieces import Pieces
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Chords over equal parts of the grid's range: the simplest table, whose place of an input is a multiplication.
+
+    Args:
+        entries: values of the table; chords are one fewer.
+
+    >>> from moesaic.nli.functions import FUNCTIONS
+    >>> Uniform(3).fit(FUNCTIONS["tanh"], Grid.fp16(-2, 2)).breaks[1:]
+    array([-2.,  0.,  2.])
+    """
+
+    entries: int = 259
+
+    def fit(self, function: Nonlinearity, grid: Grid) -> Pieces:
+        """Return the chords."""
+        x = np.linspace(grid.values[0], grid.values[-1], self.entries)
+        return Pieces.through("uniform", x, function(x))
