@@ -22,10 +22,11 @@ from torch.testing import assert_close
 import moesaic
 from moesaic.certification.text import Text
 from moesaic.checkpoints.dense import DenseCheckpoint
+from moesaic.cli import run
 from moesaic.convert import Options, convert
 from moesaic.errors import NliError
 from moesaic.experts.sparse_upcycling import SparseUpcycling
-from moesaic.interpolating import Profile, applied_to, apply, certify, load, restore, save
+from moesaic.interpolating import applied_to, apply, certify, choose, load, needed, restore, save
 from moesaic.interpolating.stand_ins import stand_ins
 from moesaic.nli import Table
 from moesaic.routers.normal import Normal
@@ -320,13 +321,17 @@ def test_a_profile_is_what_was_asked() -> None:
     assert not act.warning(tables()["silu"])
 
 
-def test_range_reduction_ends_the_warning_for_small_numbers() -> None:
+def test_range_reduction_is_of_float32() -> None:
     reduced = Table.of("rsqrt", [1, 1.1, 1.25, 1.5, 1.75, 2, 2.3, 2.7, 3, 3.5, 4], reduction="rsqrt")
-    x = torch.tensor([1.25e-7, 4e-7, 1.0])
-    seen = Profile("a", "rsqrt")
-    seen.add(x, reduced)
-    assert (seen.count, seen.outside, seen.unsafe) == (3, 0, 0)
-    assert seen.warning(reduced) == ""
+    model = Small()
+    x = torch.tensor([[3e-6, 4e-6], [3.0, 4.0], [3e6, 4e6]])  # mean squares from 1e-11 to 1e13, beyond FP16
+    want = model(x)
+    done = apply(model, {"rsqrt": reduced}, ["norm"], inputs={"x": x})
+    with done.profiled() as profiles:
+        found = model(x)
+    assert_close(found, want, rtol=2e-3, atol=0)  # FP16 rounds input and value, and the table has ten intervals
+    seen = profiles["norm", "rsqrt"]
+    assert (seen.count, seen.outside, seen.unsafe, seen.warning(reduced)) == (3, 0, 0, "")
 
 
 def test_a_certificate_says_what_changed(tmp_path: Path) -> None:
@@ -457,3 +462,79 @@ def test_what_can_not_be_done_is_told(made: Callable[[str], Any]) -> None:
     restore(model).config._attn_implementation_internal = "flex_attention"
     with pytest.raises(NliError, match=r"Got flex_attention. Load it with attn_implementation='sdpa'"):
         apply(model, EXACT)
+
+
+def test_what_is_needed_is_asked_for_first(made: Callable[[str], Any]) -> None:
+    model = made("qwen2_moe")
+    assert set(needed(model)) == {"silu", "exp", "reciprocal", "rsqrt", "sigmoid"}
+    assert needed(model, ["norm"]) == ("rsqrt",)
+    assert applied_to(model) is None
+
+
+@pytest.mark.parametrize("source", ["uniform", "curvature"])
+def test_baselines_are_chords_between_fp16_numbers(source: str) -> None:
+    tanh = choose(source, ["tanh"])["tanh"]
+    x = torch.linspace(-3, 3, 61, requires_grad=True)
+    y = tanh(x)
+    assert torch.equal(y, y.half().float())
+    assert_close(y, x.tanh(), rtol=0, atol=2e-3)  # 258 chords over nine units, and FP16
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    assert_close(slope, 1 - x.detach().tanh() ** 2, rtol=0, atol=0.03)  # a chord's slope is that of its middle
+    with torch.no_grad():
+        assert torch.equal(tanh(x), y)
+
+
+def test_choosing_tells_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(NliError, match=r"folder, or one of nli, uniform, .*Got '.*nowhere'"):
+        choose(tmp_path / "nowhere", ["silu"])
+    with pytest.raises(NliError, match=r"silu.json: the table must exist"):
+        choose(tmp_path, ["silu"])
+    (tmp_path / "silu.json").write_text(json.dumps(tables()["exp"].to_json()))
+    with pytest.raises(NliError, match=r"it must be a table of silu. Got exp, range reduction none"):
+        choose(tmp_path, ["silu"])
+    with pytest.raises(NliError, match=r"range reduction must be of tables of nli. Got uniform"):
+        choose("uniform", ["rsqrt"], range_reduction=True)
+
+
+def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = pico.save_text(tmp_path / "dense", "llama", num_hidden_layers=2)
+    asked = ["nli", "apply", str(tmp_path / "dense"), "--max-tokens", "64"]
+    more = ["--range-reduction", "--save", str(tmp_path / "nli.json"), "--out", str(tmp_path / "record.json")]
+    assert run([*asked, *more, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said == json.loads((tmp_path / "record.json").read_text())
+    assert abs(said["perplexity_change"]) < 0.1
+    assert said["warnings"] == []
+    load(model, tmp_path / "nli.json")
+    found = certify(tmp_path / "dense", applied_to(model) or pytest.fail("no tables"), max_tokens=64)
+    assert found.loss_with == said["loss_with"]
+    assert run([*asked, "--which", "norm"]) == 0
+    assert "norm, by tables" in (shown := capsys.readouterr().out)
+    assert "scaled_dot_product_attention (not chosen)" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "says"),
+    [
+        (
+            ["--which", "router"],
+            1,
+            "have a site of these kinds: router. Got sites of activation, attention, norm",
+        ),
+        (["--tables", "uniforn"], 1, "tables must be a folder, or one of nli, uniform"),
+        (["--max-tokens", "1"], 2, "--max-tokens: it must be 2 or more. Got 1."),
+    ],
+)
+def test_the_command_line_tells(
+    args: list[str], code: int, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pico.save_text(tmp_path / "dense", "llama", num_hidden_layers=1)
+    assert run(["nli", "apply", str(tmp_path / "dense"), *args]) == code
+    assert says in capsys.readouterr().err
+
+
+def test_subcommands_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["nli"]) == 0
+    assert "apply" in capsys.readouterr().out
+    assert run(["nli", "aply"]) == 2
+    assert "no subcommand 'aply'. Did you mean 'apply'?" in capsys.readouterr().err

@@ -250,6 +250,13 @@ def study(args: list[str]) -> None:
     show.OUT.print(f"Wrote {options.out}/result.md, result.json and plots.", soft_wrap=True)
 
 
+def nli(args: list[str]) -> None:
+    """Interpolate nonlinear functions by tables."""
+    from moesaic.cli.nli import run  # noqa: PLC0415
+
+    run(args)
+
+
 def methods(args: list[str]) -> None:
     """List expert and router inits, router losses and balancers."""
     parsed(_NoOptions, "methods", args)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from moesaic.interpolating.applying import Applied, Tables, applied_to, apply, restore
+from moesaic.interpolating.applying import Applied, Tables, applied_to, apply, needed, restore
 from moesaic.interpolating.certificate import InterpolationCertificate, certify, site_rows
+from moesaic.interpolating.choosing import BASELINES, Chords, choose
 from moesaic.interpolating.profile import Profile, warnings
 from moesaic.interpolating.saving import load, save
 from moesaic.interpolating.sites import KINDS, Kind, Site
 
 __all__ = [
+    "BASELINES",
     "KINDS",
     "Applied",
+    "Chords",
     "InterpolationCertificate",
     "Kind",
     "Profile",
@@ -19,7 +22,9 @@ __all__ = [
     "applied_to",
     "apply",
     "certify",
+    "choose",
     "load",
+    "needed",
     "restore",
     "save",
     "site_rows",

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 from moesaic.errors import NliError, did_you_mean, listing
 from moesaic.interpolating.profile import Profile
+from moesaic.interpolating.reducing import reduced
 from moesaic.interpolating.sites import KINDS, Kind, Site, Zones
 from moesaic.interpolating.stand_ins import StandIn, stand_ins, without
 from moesaic.nli import Table
@@ -173,7 +174,8 @@ class Applied:
             return table(x)
         if (name, x.device) not in self._made:
             self._made[name, x.device] = Interpolated(table, straight_through=self.straight_through).to(x.device)
-        y: torch.Tensor = self._made[name, x.device](x)
+        made = self._made[name, x.device]
+        y: torch.Tensor = made(x) if table.reduction == "none" else reduced(made, table.reduction, x)
         return y
 
     def _watch(self) -> None:
@@ -248,12 +250,30 @@ def apply(
     done = Applied(model, tables, chosen, straight_through=straight_through)
     try:
         _survey(model, inputs)
-        _check_sites(done)
+        _check_any(done)
+        _check_tables(done)
     except BaseException:
         done.restore()
         raise
     done.start()
     return done
+
+
+def needed(
+    model: nn.Module, which: Collection[Kind] = KINDS, *, inputs: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Return the functions of which `apply` needs tables, in the order in which the model calls them.
+
+    Raises:
+        NliError: as `apply`, but for tables.
+    """
+    done = Applied(model, {}, _checked(model, which), straight_through=False)
+    try:
+        _survey(model, inputs)
+        _check_any(done)
+    finally:
+        done.restore()
+    return tuple(dict.fromkeys(name for site in done.swapped for name in site.tables))
 
 
 def applied_to(model: nn.Module) -> Applied | None:
@@ -336,7 +356,7 @@ def _run_dummy(model: nn.Module) -> None:
         ) from None
 
 
-def _check_sites(done: Applied) -> None:
+def _check_any(done: Applied) -> None:
     if not done.swapped:
         kinds = ", ".join(sorted(done.which))
         there = {site.kind for site in done.sites.values() if site.kind} - {""}
@@ -344,6 +364,9 @@ def _check_sites(done: Applied) -> None:
             f"{type(done.model).__name__}: it must have a site of these kinds: {kinds or 'none chosen'}. Got "
             f"{'sites of ' + ', '.join(sorted(there)) if there else 'none of any kind'}. Choose others by --which."
         )
+
+
+def _check_tables(done: Applied) -> None:
     needed = {name: site.path for site in reversed(done.swapped) for name in site.tables}
     if absent := {name: path for name, path in needed.items() if name not in done.tables}:
         raise missing(done.tables, absent)

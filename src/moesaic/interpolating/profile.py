@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from moesaic.interpolating.reducing import GREATEST, LEAST
 from moesaic.lazy import np, torch
-from moesaic.nli import Table, function
-from moesaic.nli.grids import Format
+from moesaic.nli import FUNCTIONS, Table, function
 
 SAMPLE = 1 << 16
 """Numbers of one call that are sorted into octaves, evenly spread; ranges and shares are of all."""
@@ -28,7 +28,7 @@ class Profile:
         least, greatest: of them. octaves: floor(log2 |x|) -> numbers of a sample; zeros are left out.
         outside: numbers before the first or behind the last cut point, which are clamped.
         unsafe: numbers that clamping changes by over 1 %, or that lie where the table is known to be inaccurate
-            (rsqrt under 1e-6 without range reduction), or that are NaN.
+            (rsqrt under 1e-6 or over 65504 without range reduction), or that are NaN.
     """
 
     path: str
@@ -108,17 +108,12 @@ class Profile:
 
 
 def ends(table: Table) -> tuple[float, float]:
-    """Return the range in which a table does not clamp; with range reduction, that of all positive numbers."""
-    if table.reduction == "none":
-        return table.cuts[0], table.cuts[-1]
-    form = Format.of(table.format)
-    return form.unit, form.highest
+    """Return the range in which a table does not clamp; with range reduction, all positive numbers of float32."""
+    return (table.cuts[0], table.cuts[-1]) if table.reduction == "none" else (LEAST, GREATEST)
 
 
 def known(name: str) -> bool:
     """Whether a function is one of those that moesaic knows exactly."""
-    from moesaic.nli import FUNCTIONS  # noqa: PLC0415
-
     return name in FUNCTIONS
 
 

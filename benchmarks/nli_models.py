@@ -1,0 +1,102 @@
+"""What tables change in real models: everything replaced, SmolLM2-135M dense and upcycled, on real text.
+
+    python benchmarks/nli_models.py [--tokens 4096] [--tables nli uniform ...] [--folder DIR]
+
+Every nonlinear function of the models is computed by tables: SiLU in FFNs and experts, softmax in attention, softmax
+and division in routers, rsqrt in norms. A row gives perplexity without and with tables, KL, top-1 agreement, the layer
+that is farthest off, and the share of inputs that a table can't answer well at the worst site. The text is Python's
+manual, which comes with every Python, in windows of 256 tokens. All else is float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import torch
+
+from moesaic.api import upcycle
+from moesaic.checkpoints.sources import resolve
+from moesaic.experts.sparse_upcycling import SparseUpcycling
+from moesaic.interpolating import InterpolationCertificate, apply, certify, choose, needed
+from moesaic.modeling.loading import load
+from moesaic.spec import Layers, MoESpec
+
+WINDOW = 256
+TABLES = ("nli", "nli, range reduction", "curvature", "uniform", "nn-lut-256", "nn-lut-16")
+"""In the order of the table."""
+
+
+def texts(tokens: int) -> list[str]:
+    """Return passages for so many tokens, one window each, evenly from all chapters: five characters to a token."""
+    whole = "\n".join(topics[name] for name in sorted(topics))
+    step = 5 * WINDOW
+    stride = len(whole) // (tokens // WINDOW)
+    return [whole[start : start + step] for start in range(0, len(whole) - step, stride)]
+
+
+def models(work: Path) -> Iterator[tuple[str, Path]]:
+    """Yield each model's name and folder."""
+    dense = resolve("smollm2-135m")
+    yield "dense", dense
+    yield "8 copies, all layers", upcycle(dense, work / "copy", experts=SparseUpcycling(), certify=False).folder
+    spec = MoESpec(layers=Layers("every:2"))
+    yield "8 of SPRI, every second layer", upcycle(dense, work / "spri", spec, certify=False).folder
+
+
+def measured(folder: Path, asked: str, data: list[str], tokens: int, own: str | None) -> InterpolationCertificate:
+    """Return the certificate of a model with the tables asked for."""
+    source, _, reduced = asked.partition(", ")
+    model = load(folder, dtype=torch.float32)
+    source = own if own and source == "nli" else source
+    done = apply(model, choose(source, needed(model), range_reduction=bool(reduced)))
+    return certify(folder, done, data, max_tokens=tokens)
+
+
+def row(name: str, asked: str, found: InterpolationCertificate, seconds: float) -> str:
+    """Return a line of the table."""
+    farthest = max(found.layers, key=lambda layer: layer["error"])
+    unsafe = max(found.profiles, key=lambda profile: profile.unsafe_share)
+    worst = f"{100 * unsafe.unsafe_share:.2g} % ({unsafe.table})" if unsafe.unsafe else "none"
+    cells: list[Any] = [
+        name,
+        asked,
+        f"{found.perplexity:.4f}",
+        f"{found.perplexity_with:.4f}",
+        f"{found.perplexity_change:+.4f} %",
+        f"{found.kl:.2g}",
+        f"{100 * (found.agreement or 0):.2f} %",
+        f"{farthest['error']:.2g}",
+        worst,
+        f"{seconds:.0f}",
+    ]
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--tables", nargs="+", default=TABLES)
+    parser.add_argument("--folder", help="of tables that stand for nli")
+    chosen = parser.parse_args()
+    data = texts(chosen.tokens)
+    print("| model | tables | perplexity | with tables | change | KL, nats | top-1 | layer error | unsafe | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        for name, folder in models(Path(work)):
+            for asked in chosen.tables:
+                begin = time.process_time()
+                found = measured(folder, asked, data, chosen.tokens, chosen.folder)
+                print(row(name, asked, found, time.process_time() - begin), flush=True)
+                if asked == chosen.tables[0]:
+                    print(f"    {found.tokens} tokens; {dict(found.rows()[:6])}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
