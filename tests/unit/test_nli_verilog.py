@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,9 +13,9 @@ import numpy as np
 import pytest
 
 from moesaic.checkpoints.sources.debian import DebianPackage
+from moesaic.cli import run
 from moesaic.errors import NliError, SourceError
-from moesaic.nli import verilog
-from moesaic.nli.table import Table
+from moesaic.nli import Table, table_of, verilog
 
 SILU = (-20.36, -17.11, -8.367, -1.976, -0.2556, -0.00724, 0.00722, 0.2285, 1.582, 10.47, 65504)
 ICARUS = DebianPackage(
@@ -25,39 +26,73 @@ ICARUS = DebianPackage(
     licence="GPL-2.0+",
     root="usr",
 )
+YOSYS = DebianPackage(
+    "yosys",
+    "0.23-6",
+    "00cb3419d9c2e8964e588cbfa8a46b8d0ff4b391083a53a82d49ec1c2766330b",
+    megabytes=3,
+    licence="ISC",
+    root="usr/bin",
+)
+TCL = DebianPackage(
+    "libtcl8.6",
+    "8.6.13+dfsg-2",
+    "976c4235b816635e1756016f3adbabb634e8b97a9f6b97cf901be099e4fd2487",
+    megabytes=1,
+    licence="TCL",
+    root="usr/lib",
+)
 SUMMARY = re.compile(r"(\w+): inputs (\d+), results (\d+), mismatches (\d+), latency (\d+), cycles (\d+)")
 Simulate = Callable[..., dict[str, tuple[int, ...]]]
 
 
 @pytest.fixture(scope="session")
-def tools() -> tuple[list[str], list[str]]:
+def icarus() -> tuple[list[str], list[str]]:
     """Return compiler and simulator, installed or unpacked into the cache; skip where neither can be had."""
     if shutil.which("iverilog") and shutil.which("vvp"):
         return ["iverilog"], ["vvp"]
-    try:
-        root = ICARUS.unpacked(print)
-    except SourceError as error:
-        pytest.skip(f"no Icarus Verilog: {error}")
+    root = unpacked(ICARUS)
     (parts,) = root.glob("lib/*/ivl")
-    found = [str(root / "bin/iverilog"), f"-B{parts}"], [str(root / "bin/vvp"), f"-M{parts}"]
-    if subprocess.run([*found[1], "-V"], capture_output=True, check=False).returncode:
-        pytest.skip("no Icarus Verilog: Debian's does not run on this system")
-    return found
+    return [str(root / "bin/iverilog"), f"-B{parts}"], runs([str(root / "bin/vvp"), f"-M{parts}"])
+
+
+@pytest.fixture(scope="session")
+def yosys() -> list[str]:
+    """Return Yosys, installed or unpacked into the cache; skip where neither can be had."""
+    if installed := shutil.which("yosys"):
+        return [installed]
+    (library,) = unpacked(TCL).glob("*/libtcl8.6.so")
+    return runs(["env", f"LD_LIBRARY_PATH={library.parent}", str(unpacked(YOSYS) / "yosys")])
+
+
+def unpacked(package: DebianPackage) -> Path:
+    try:
+        return package.unpacked(print)
+    except SourceError as error:
+        pytest.skip(f"no {package.name}: {error}")
+
+
+def runs(command: list[str]) -> list[str]:
+    """Return a command, or skip where Debian's binary does not run on this system."""
+    done = subprocess.run([*command, "-V"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"{command[-1]} does not run here: {done.stderr}")
+    return command
 
 
 @pytest.fixture
-def simulate(tools: tuple[list[str], list[str]], tmp_path: Path) -> Simulate:
+def simulate(icarus: tuple[list[str], list[str]], tmp_path: Path) -> Simulate:
     """Return a function that runs the files of a folder: name -> inputs, results, mismatches, latency, cycles."""
 
-    def run(files: dict[str, str], *plus: str) -> dict[str, tuple[int, ...]]:
+    def simulated(files: dict[str, str], *plus: str) -> dict[str, tuple[int, ...]]:
         for name, text in files.items():
             (tmp_path / name).write_text(text)
-        compiler, simulator = tools
+        compiler, simulator = icarus
         subprocess.run([*compiler, "-g2005", "-o", "bench", "unit.v", "bench.v"], cwd=tmp_path, check=True)
         done = subprocess.run([*simulator, "bench", *plus], cwd=tmp_path, check=True, capture_output=True, text=True)
         return {name: tuple(map(int, numbers)) for name, *numbers in SUMMARY.findall(done.stdout)}
 
-    return run
+    return simulated
 
 
 def silu() -> Table:
@@ -161,3 +196,43 @@ def test_words_are_the_table() -> None:
 def test_what_can_not_be_made_is_refused(make: Callable[[], str], said: str) -> None:
     with pytest.raises(NliError, match=re.escape(said)):
         make()
+
+
+def test_synthesis_finds_no_latch_and_no_loop(yosys: list[str], tmp_path: Path) -> None:
+    """Yosys elaborates both designs: nothing undriven or driven twice, no loop, no memory of levels."""
+    for name, text in (("nli_unit", verilog.unit()), ("nli_comparators", verilog.comparator_design(16))):
+        (tmp_path / "design.v").write_text(text)
+        checks = f"hierarchy -check -top {name}; proc; flatten; opt; check -assert; select -assert-none t:$dlatch"
+        subprocess.run([*yosys, "-q", "-p", f"read_verilog design.v; {checks}"], cwd=tmp_path, check=True)
+
+
+def test_the_command_writes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["nli", "verilog", "silu", "--out", str(tmp_path / "named")]) == 0
+    assert "README.md" in capsys.readouterr().out
+    (tmp_path / "silu.json").write_text(json.dumps(table_of("silu").to_json()))
+    assert run(["nli", "verilog", str(tmp_path / "silu.json"), "--out", str(tmp_path / "from_file")]) == 0
+    for folder in ("named", "from_file"):
+        written = {path.name: path.read_text() for path in (tmp_path / folder).iterdir()}
+        assert written == verilog.files(table_of("silu"))
+    assert {path.name for path in tmp_path.iterdir()} == {"named", "from_file", "silu.json"}
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["silo", "--out", "new"], "Got 'silo'. Did you mean"),
+        (["silu", "--out", "used"], "used: the folder to write must be new or empty."),
+        (["used/bf16.json", "--out", "new"], "a table must be in fp16. Got 'bf16'."),
+        (["used/torn.json", "--out", "new"], "used/torn.json: a table must be JSON."),
+    ],
+)
+def test_one_message_for_each_mistake(
+    args: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("used").mkdir()
+    Path("used/bf16.json").write_text(json.dumps(Table.of("tanh", [-4, -1, 1, 4], grid="bf16").to_json()))
+    Path("used/torn.json").write_text("{")
+    assert run(["nli", "verilog", *args]) == 1
+    assert said in capsys.readouterr().err
+    assert not Path("new").exists()

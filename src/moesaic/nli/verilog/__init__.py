@@ -14,8 +14,8 @@ from moesaic.lazy import np
 from moesaic.nli.engine import Interpolated
 from moesaic.nli.table import Table
 
-LATENCY = 4
-"""Clock cycles from an input to its result."""
+LATENCY = 5
+"""Clock cycles from an input to its result: one for each stage, and one to round."""
 REDUCTIONS = ("none", "rsqrt", "reciprocal", "sqrt")
 """Range reductions, as the unit numbers them."""
 

@@ -35,6 +35,38 @@ module nli_normalise #(
     assign out = moved[0];
 endmodule
 
+// y + change, or y - change if `falls`, as sign and magnitude, in multiples of 2^-26; the sum fits if y and sum are FP16.
+module nli_add (
+    input  wire [15:0] y,
+    input  wire        falls,
+    input  wire [42:0] change,
+    output wire        negative,
+    output wire [41:0] magnitude
+);
+    wire [39:0] fixed;
+    nli_fixed y_fixed (.code(y[14:0]), .magnitude(fixed));
+    wire        apart = y[15] != falls;
+    wire [42:0] sum;
+    nli_add_or_subtract #(.W(43)) either (.a({1'b0, fixed, 2'd0}), .b(change), .subtract(apart), .out(sum));
+    wire        crosses = apart && sum[42];
+    wire [41:0] turned = -sum[41:0];
+    assign magnitude = crosses ? turned : sum[41:0];
+    assign negative = y[15] ^ crosses;
+endmodule
+
+// a + b or a - b by one adder: to subtract, b is inverted and one is carried in.
+module nli_add_or_subtract #(
+    parameter W = 41
+) (
+    input  wire [W-1:0] a,
+    input  wire [W-1:0] b,
+    input  wire         subtract,
+    output wire [W-1:0] out
+);
+    wire unused;
+    assign {out, unused} = {a, 1'b1} + {b ^ {W{subtract}}, subtract};
+endmodule
+
 // a - b: its sign, the 16 leading bits of its magnitude, and how far these are below 2^16: lead[15] stands for
 // 2^(16 - below).
 module nli_difference (
@@ -44,16 +76,16 @@ module nli_difference (
     output wire [15:0] lead,
     output wire [5:0]  below
 );
-    wire [39:0] a_magnitude, b_magnitude;
-    nli_fixed a_fixed (.code(a[14:0]), .magnitude(a_magnitude));
-    nli_fixed b_fixed (.code(b[14:0]), .magnitude(b_magnitude));
-    wire [41:0] a_signed = a[15] ? -{2'd0, a_magnitude} : {2'd0, a_magnitude};
-    wire [41:0] b_signed = b[15] ? -{2'd0, b_magnitude} : {2'd0, b_magnitude};
-    wire [41:0] rise = a_signed - b_signed;
-    assign negative = rise[41];
-    wire [41:0] magnitude = negative ? -rise : rise;
+    wire        swap = a[14:0] < b[14:0];
+    wire        alike = a[15] == b[15];
+    wire [39:0] larger, smaller;
+    nli_fixed larger_fixed (.code(swap ? b[14:0] : a[14:0]), .magnitude(larger));
+    nli_fixed smaller_fixed (.code(swap ? a[14:0] : b[14:0]), .magnitude(smaller));
+    wire [40:0] magnitude;
+    nli_add_or_subtract #(.W(41)) either (.a({1'b0, larger}), .b({1'b0, smaller}), .subtract(alike), .out(magnitude));
+    assign negative = alike ? swap ^ a[15] : a[15];  // or anything where the difference is zero
     wire [40:0] normal;
-    nli_normalise #(.W(41)) normalise (.in(magnitude[40:0]), .room(6'd63), .out(normal), .count(below));
+    nli_normalise #(.W(41)) normalise (.in(magnitude), .room(6'd63), .out(normal), .count(below));
     assign lead = normal[40:25];
 endmodule
 

@@ -1,5 +1,5 @@
 // The straightforward design, for comparison: SEGMENTS lines y = slope x + intercept, and a comparator for each but the
-// first. FP16 in, FP16 out, a result every cycle, 4 cycles later. It has no range reduction.
+// first. FP16 in, FP16 out, a result every cycle, 5 cycles later. It has no range reduction.
 //
 //   load_kind  load_index         load_data
 //   0          1 .. SEGMENTS - 1  first x of the segment, FP16
@@ -31,10 +31,10 @@ module nli_comparators #(
     reg [15:0] cut_keys [0:SEGMENTS-1];
     always @(posedge clk) if (load && load_kind == 2'd0) cut_keys[load_index[S-1:0]] <= key_of(load_data[15:0]);
 
-    reg [4:1] valid, nan;
+    reg [5:1] valid, nan;
     always @(posedge clk) begin
-        valid <= rst ? 4'd0 : {valid[3:1], in_valid};
-        nan   <= {nan[3:1], (&in[14:10]) & (|in[9:0])};
+        valid <= rst ? 5'd0 : {valid[4:1], in_valid};
+        nan   <= {nan[4:1], (&in[14:10]) & (|in[9:0])};
     end
 
     // 1. Compare: all segments at once; the ones of the thermometer are counted by halving.
@@ -89,18 +89,25 @@ module nli_comparators #(
         intercept3 <= intercept;
     end
 
-    // 4. Add, in multiples of 2^-26, and round.
+    // 4. Add, in multiples of 2^-26; rounded a cycle later.
     wire [57:0] change = {product3, 36'd0} >> (6'd60 - above3);
-    wire [39:0] y_magnitude;
-    nli_fixed y_fixed (.code(intercept3[14:0]), .magnitude(y_magnitude));
-    wire [42:0] y_signed = intercept3[15] ? -{1'b0, y_magnitude, 2'd0} : {1'b0, y_magnitude, 2'd0};
-    wire [42:0] sum = falls3 ? y_signed - change[42:0] : y_signed + change[42:0];
-    wire [42:0] sum_magnitude = sum[42] ? -sum : sum;
-    wire [15:0] rounded;
-    nli_round round (.negative(sum[42]), .magnitude(sum_magnitude[41:0]), .room(6'd29), .code(rounded));
+    wire        negative;
+    wire [41:0] magnitude;
+    nli_add add (
+        .y(intercept3), .falls(falls3), .change(change[42:0]), .negative(negative), .magnitude(magnitude)
+    );
 
+    reg        negative4;
+    reg [41:0] magnitude4;
+    always @(posedge clk) begin
+        negative4  <= negative;
+        magnitude4 <= magnitude;
+    end
+
+    wire [15:0] rounded;
+    nli_round round (.negative(negative4), .magnitude(magnitude4), .room(6'd29), .code(rounded));
     reg [15:0] result;
-    always @(posedge clk) result <= nan[3] ? 16'h7E00 : rounded;
+    always @(posedge clk) result <= nan[4] ? 16'h7E00 : rounded;
     assign out = result;
-    assign out_valid = valid[4];
+    assign out_valid = valid[5];
 endmodule

@@ -1,4 +1,4 @@
-// A scalar function by non-uniform linear interpolation: FP16 in, FP16 out, a result every cycle, 4 cycles later.
+// A scalar function by non-uniform linear interpolation: FP16 in, FP16 out, a result every cycle, 5 cycles later.
 //
 // M cut points make M - 1 intervals: the first and last are one chord, each other one BINS equal chords. All numbers are
 // loaded, so the same circuit computes any function. While tables are loaded, no input may be valid.
@@ -52,10 +52,10 @@ module nli_unit #(
         code_of = key[15] ? {1'b0, key[14:0]} : ~key;
     endfunction
 
-    reg [4:1] valid, nan;
+    reg [5:1] valid, nan;
     always @(posedge clk) begin
-        valid <= rst ? 4'd0 : {valid[3:1], in_valid};
-        nan   <= {nan[3:1], (&in[14:10]) & (|in[9:0])};
+        valid <= rst ? 5'd0 : {valid[4:1], in_valid};
+        nan   <= {nan[4:1], (&in[14:10]) & (|in[9:0])};
     end
 
     // 1. Compare: the interval, and the distance from its cut point.
@@ -147,21 +147,28 @@ module nli_unit #(
         room3  <= room2;
     end
 
-    // 4. Blend: value plus or minus place times difference, in multiples of 2^-26, rounded.
+    // 4. Blend: value plus or minus place times difference, in multiples of 2^-26; rounded a cycle later.
     wire [31:0] step = part3 * rise3;
     wire [42:0] change = {step, 11'd0} >> below3;
-    wire [39:0] y_magnitude;
-    nli_fixed y_fixed (.code(y3[14:0]), .magnitude(y_magnitude));
-    wire [42:0] y_signed = y3[15] ? -{1'b0, y_magnitude, 2'd0} : {1'b0, y_magnitude, 2'd0};
-    wire [42:0] sum = falls3 ? y_signed - change : y_signed + change;
-    wire [42:0] sum_magnitude = sum[42] ? -sum : sum;
-    wire [15:0] rounded;
-    nli_round round (.negative(sum[42]), .magnitude(sum_magnitude[41:0]), .room(room3), .code(rounded));
+    wire        negative;
+    wire [41:0] magnitude;
+    nli_add add (.y(y3), .falls(falls3), .change(change), .negative(negative), .magnitude(magnitude));
 
+    reg        negative4;
+    reg [41:0] magnitude4;
+    reg [5:0]  room4;
+    always @(posedge clk) begin
+        negative4  <= negative;
+        magnitude4 <= magnitude;
+        room4      <= room3;
+    end
+
+    wire [15:0] rounded;
+    nli_round round (.negative(negative4), .magnitude(magnitude4), .room(room4), .code(rounded));
     reg [15:0] result;
-    always @(posedge clk) result <= nan[3] ? 16'h7E00 : rounded;
+    always @(posedge clk) result <= nan[4] ? 16'h7E00 : rounded;
     assign out = result;
-    assign out_valid = valid[4];
+    assign out_valid = valid[5];
 endmodule
 
 // Takes the infinities out and, with a range reduction, brings x = m 2^(k e) to m; the result's power of two, -e or e,
@@ -184,5 +191,6 @@ module nli_reduce (
     wire [5:0] half = {e[5], e[5:1]};
     wire [4:0] exponent = reduction != 2'd2 && e[0] ? 5'd16 : 5'd15;
     assign x = reduction == 2'd0 ? finite : {1'b0, exponent, significand[9:0]};
-    assign room = reduction == 2'd0 ? 6'd29 : reduction == 2'd1 ? 6'd29 - half : reduction == 2'd2 ? 6'd29 - e : 6'd29 + half;
+    wire [5:0] power = reduction == 2'd0 ? 6'd0 : reduction == 2'd1 ? -half : reduction == 2'd2 ? -e : half;
+    assign room = 6'd29 + power;
 endmodule
