@@ -1,0 +1,143 @@
+"""The search against brute force, the plain recursion, and the sums that its bounds are of."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from moesaic.errors import NliError
+from moesaic.nli import FUNCTIONS, Grid, Nonlinearity, function, search
+from moesaic.nli.costs import TAU, Costs
+
+
+def direct(known: Nonlinearity, x: np.ndarray, i: int, k: int, bins: int, cost: str) -> float:
+    """Return an interval's cost by its definition."""
+    points = x[i : k + 1]
+    nodes = x[i] + (x[k] - x[i]) * np.arange(bins + 1) / bins
+    error = np.abs(np.interp(points, nodes, known(nodes)) - known(points))
+    if "relative" in cost:
+        error /= np.maximum(np.abs(known(points)), TAU)
+    return float(error.mean() if "mean" in cost else error.sum())
+
+
+def plain(known: Nonlinearity, x: np.ndarray, M: int, bins: int, cost: str) -> float:
+    """Return the least cost by the recursion over all grid points, O(M N^2)."""
+    size = len(x)
+    middle = np.full((size, size), np.inf)
+    for i in range(size):
+        for k in range(i + 1, size):
+            middle[i, k] = direct(known, x, i, k, bins, cost)
+    total = np.array([np.inf, *(direct(known, x, 0, k, 1, cost) for k in range(1, size - 1)), np.inf])
+    for _ in range(M - 3):
+        total = (total[:, None] + middle).min(0)
+    return min(total[i] + direct(known, x, i, size - 1, 1, cost) for i in range(1, size - 1))
+
+
+@pytest.mark.parametrize("cost", ["relative", "absolute", "mean_relative", "mean_absolute"])
+@pytest.mark.parametrize("name", ["silu", "exp", "rsqrt", "tanh"])
+def test_brute_force_finds_nothing_better(name: str, cost: str) -> None:
+    """Every choice of 3 inner cut points of 31; sums of a few terms, hence 1e-9."""
+    low = 0.5 if name == "rsqrt" else -2
+    x = np.linspace(low, low + 3.75, 31)
+    grid = Grid.fixed(8, 3, low, low + 3.75)
+    np.testing.assert_array_equal(grid.values, x)
+    known, bins = FUNCTIONS[name], 2
+    best = min(
+        sum(direct(known, x, a, b, n, cost) for a, b, n in ((0, p, 1), (p, q, bins), (q, r, bins), (r, 30, 1)))
+        for p, q, r in combinations(range(1, 30), 3)
+    )
+    found = search(known, grid, M=5, bins=bins, cost=cost)
+    np.testing.assert_allclose(found.cost, best, rtol=1e-9, atol=1e-12)
+    assert found.gap == 0
+    at = np.searchsorted(x, found.cuts)
+    again = [direct(known, x, a, b, n, cost) for a, b, n in zip(at, at[1:], (1, 2, 2, 1), strict=False)]
+    np.testing.assert_allclose(sum(again), best, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "M", "bins"),
+    [
+        ("silu", Grid.fixed(16, 4, -4, 2), 6, 4),
+        ("tanh", Grid.fixed(8, 5), 8, 8),
+        ("rsqrt", Grid.fp16(2.0**-24, 2.0**-16), 7, 8),
+        ("reciprocal", Grid.bf16(0.25, 4), 6, 8),
+        ("sin", Grid.fixed(8, 4), 7, 4),
+        ("hardswish", Grid.fixed(8, 4, -4, 7.9), 6, 4),
+    ],
+)
+def test_the_plain_recursion_finds_nothing_better(name: str, grid: Grid, M: int, bins: int, monkeypatch) -> None:
+    """With few and large first blocks, so that bounds have to prune, and halving to go on for some levels."""
+    from moesaic.nli import searching  # noqa: PLC0415
+
+    monkeypatch.setattr(searching, "BLOCKS", 12)
+    monkeypatch.setattr(searching, "COARSE", 16)
+    grid = Grid.of(grid.format.name, *grid.values[[0, min(len(grid), 100) - 1]])
+    found = search(name, grid, M, bins)
+    np.testing.assert_allclose(
+        found.cost, plain(function(name), grid.values, M, bins, "relative"), rtol=1e-8, atol=1e-11
+    )
+    assert found.gap == 0
+
+
+@pytest.mark.parametrize("name", ["silu", "exp", "tanh", "rsqrt", "hardswish", "mish", "sin"])
+def test_costs_of_long_intervals_are_the_sums(name: str) -> None:
+    """1e-9 of the cost, and 1e-10 where f is straight."""
+    known = FUNCTIONS[name]
+    costs = Costs(known, Grid.for_function(known), 32)
+    random = np.random.default_rng(0)
+    size = len(costs.x)
+    first = random.integers(0, size - 10, 60)
+    last = random.integers(first + 1, size)
+    expected = [direct(known, costs.x, i, k, 32, "relative") for i, k in zip(first, last, strict=True)]
+    np.testing.assert_allclose(costs.exact(first, last), expected, rtol=1e-9, atol=1e-10)
+    chord = [direct(known, costs.x, i, k, 1, "relative") for i, k in zip(first, last, strict=True)]
+    np.testing.assert_allclose(costs.exact(first, last, 1), chord, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [2, 8, 64])
+@pytest.mark.parametrize("name", ["silu", "exp", "tanh", "rsqrt", "hardswish", "reciprocal"])
+def test_bounds_are_below_every_interval_of_the_blocks(name: str, size: int) -> None:
+    """1e-9 for rounding; and for small blocks near the truth, for without that nothing would be pruned."""
+    known = FUNCTIONS[name]
+    costs = Costs(known, Grid.for_function(known), 32)
+    random = np.random.default_rng(size)
+    length = random.integers(size + 1, len(costs.x) // 3, 60)
+    first = random.integers(0, len(costs.x) - length - 2 * size)
+    low, high = (first, first + size - 1), (first + length, first + length + size - 1)
+    least = costs.least(low, high)
+    within = random.integers(0, size, (40, 2, 60))
+    within[:4] = np.array([[0, 0], [0, size - 1], [size - 1, 0], [size - 1, size - 1]])[..., None]
+    found = np.min([costs.exact(low[0] + a, high[0] + b) for a, b in within], axis=0)
+    assert (least <= found * (1 + 1e-9) + 1e-9).all()
+    if size == 2:
+        assert np.median(least[found > 1e-6] / found[found > 1e-6]) > 0.99
+
+
+def test_full_grid_is_proved_and_beats_the_published_cut_points() -> None:
+    """rsqrt over all 31,743 positive numbers: 3.125e-3 of the published cut points."""
+    grid = Grid.for_function(FUNCTIONS["rsqrt"])
+    found = search("rsqrt", grid)
+    assert found.gap == 0
+    assert found.cost / len(grid) < 3.1250e-3
+
+
+def test_stopped_early_it_says_how_far_off_it_can_be() -> None:
+    grid = Grid.for_function(FUNCTIONS["rsqrt"])
+    found = search("rsqrt", grid, most_pairs=0)
+    assert 0 < found.gap < found.cost
+
+
+@pytest.mark.parametrize(
+    ("wanted", "grid", "M", "message"),
+    [
+        ("log", Grid.fixed(8, 4, 0, 4), 5, "log: it must be finite in the range. Got -inf at 0"),
+        ("exp", Grid.fixed(8, 4, 0, 0.25), 11, "must be 3 to the grid's 5 values. Got 11"),
+        ("exp", Grid.fixed(8, 4, 0, 0.25), 2, "must be 3 to the grid's 5 values. Got 2"),
+        (lambda x: 1 / (x - 1), Grid.fp16(0, 2), 5, "<lambda>: it must be finite in the range. Got inf at 1"),
+    ],
+)
+def test_refusals(wanted, grid: Grid, M: int, message: str) -> None:
+    with pytest.raises(NliError, match=message):
+        search(wanted, grid, M)
