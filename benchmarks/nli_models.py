@@ -1,6 +1,6 @@
 """What tables change in real models: everything replaced, SmolLM2-135M dense and upcycled, on real text.
 
-    python benchmarks/nli_models.py [--tokens 4096] [--tables nli uniform ...] [--folder DIR]
+    python benchmarks/nli_models.py [--tokens 4096] [--models dense ...] [--tables nli ...] [--folder DIR]
 
 Every nonlinear function of the models is computed by tables: SiLU in FFNs and experts, softmax in attention, softmax
 and division in routers, rsqrt in norms. A row gives perplexity without and with tables, KL, top-1 agreement, the layer
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -23,13 +22,17 @@ import torch
 from moesaic.api import upcycle
 from moesaic.checkpoints.sources import resolve
 from moesaic.experts.sparse_upcycling import SparseUpcycling
+from moesaic.experts.spri import Spri
 from moesaic.interpolating import InterpolationCertificate, apply, certify, choose, needed
 from moesaic.modeling.loading import load
 from moesaic.spec import Layers, MoESpec
 
 WINDOW = 256
-TABLES = ("nli", "nli, range reduction", "curvature", "uniform", "nn-lut-256", "nn-lut-16")
+SOURCES = ("nli", "curvature", "uniform", "nn-lut-256", "nn-lut-16")
+TABLES = (*(f"{source}, range reduction" for source in SOURCES), "nli")
 """In the order of the table."""
+MOES = {"8 copies, all layers": (SparseUpcycling(), "all"), "8 of SPRI, every second layer": (Spri(), "every:2")}
+"""Name -> experts and layers; top-2."""
 
 
 def texts(tokens: int) -> list[str]:
@@ -40,21 +43,21 @@ def texts(tokens: int) -> list[str]:
     return [whole[start : start + step] for start in range(0, len(whole) - step, stride)]
 
 
-def models(work: Path) -> Iterator[tuple[str, Path]]:
-    """Yield each model's name and folder."""
+def model(name: str, work: Path) -> Path:
+    """Return a model's folder; a MoE is made of the dense one."""
     dense = resolve("smollm2-135m")
-    yield "dense", dense
-    yield "8 copies, all layers", upcycle(dense, work / "copy", experts=SparseUpcycling(), certify=False).folder
-    spec = MoESpec(layers=Layers("every:2"))
-    yield "8 of SPRI, every second layer", upcycle(dense, work / "spri", spec, certify=False).folder
+    if name == "dense":
+        return dense
+    experts, layers = MOES[name]
+    return upcycle(dense, work / name, MoESpec(layers=Layers(layers)), experts=experts, certify=False).folder
 
 
 def measured(folder: Path, asked: str, data: list[str], tokens: int, own: str | None) -> InterpolationCertificate:
     """Return the certificate of a model with the tables asked for."""
     source, _, reduced = asked.partition(", ")
-    model = load(folder, dtype=torch.float32)
+    loaded = load(folder, dtype=torch.float32)
     source = own if own and source == "nli" else source
-    done = apply(model, choose(source, needed(model), range_reduction=bool(reduced)))
+    done = apply(loaded, choose(source, needed(loaded), range_reduction=bool(reduced)))
     return certify(folder, done, data, max_tokens=tokens)
 
 
@@ -83,19 +86,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--tables", nargs="+", default=TABLES)
+    parser.add_argument("--models", nargs="+", default=("dense", *MOES))
     parser.add_argument("--folder", help="of tables that stand for nli")
     chosen = parser.parse_args()
     data = texts(chosen.tokens)
     print("| model | tables | perplexity | with tables | change | KL, nats | top-1 | layer error | unsafe | CPU s |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as work:
-        for name, folder in models(Path(work)):
+        for name in chosen.models:
+            folder = model(name, Path(work))
             for asked in chosen.tables:
                 begin = time.process_time()
                 found = measured(folder, asked, data, chosen.tokens, chosen.folder)
                 print(row(name, asked, found, time.process_time() - begin), flush=True)
-                if asked == chosen.tables[0]:
-                    print(f"    {found.tokens} tokens; {dict(found.rows()[:6])}", flush=True)
 
 
 if __name__ == "__main__":

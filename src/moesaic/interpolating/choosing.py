@@ -11,9 +11,12 @@ import numpy as np
 import torch
 
 from moesaic.errors import NliError, brief
-from moesaic.nli import Grid, Table, function, table_of
+from moesaic.interpolating.reducing import reduced
+from moesaic.nli import Grid, Nonlinearity, Table, function, table_of
 from moesaic.nli.baselines import Curvature, NNLut, Uniform
+from moesaic.nli.functions import Reduction
 from moesaic.nli.pieces import Pieces
+from moesaic.nli.table import RANGE
 
 BASELINES: Mapping[str, Uniform | Curvature | NNLut] = {
     "uniform": Uniform(),
@@ -30,10 +33,12 @@ class Chords:
 
     Args:
         pieces: of a function.
+        reduction: how a number is brought into their range first, if at all; as for a table.
     """
 
-    def __init__(self, pieces: Pieces) -> None:
+    def __init__(self, pieces: Pieces, reduction: Reduction = "none") -> None:
         self.name = pieces.name
+        self.reduction = reduction
         numbers = np.arange(CODES, dtype=np.uint16).view(np.float16).astype(np.float64).clip(-65504, 65504)
         with np.errstate(invalid="ignore"):  # of NaN
             self.results = pieces(numbers).clip(-65504, 65504).astype(np.float16)
@@ -42,6 +47,9 @@ class Chords:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the function of each number, in the dtype of x."""
+        return self._read(x) if self.reduction == "none" else reduced(self._read, self.reduction, x)
+
+    def _read(self, x: torch.Tensor) -> torch.Tensor:
         code = x.detach().to("cpu", torch.float16).contiguous().view(torch.int16).numpy().view(np.uint16)
         y = torch.from_numpy(self.results.take(code)).to(x)
         if not (x.requires_grad and torch.is_grad_enabled()):
@@ -61,19 +69,22 @@ def choose(source: str | Path, names: Iterable[str], *, range_reduction: bool = 
         NliError: where there is no table.
     """
     if str(source) in BASELINES:
-        if range_reduction:
-            raise NliError(f"nli: range reduction must be of tables of nli. Got {source}. Leave it out, or use nli.")
-        known = [function(name) for name in names]
-        return {each.name: Chords(BASELINES[str(source)].fit(each, Grid.for_function(each))) for each in known}
+        return {name: _baseline(str(source), function(name), range_reduction=range_reduction) for name in names}
     found = {}
     for name in names:
-        reduced = range_reduction and function(name).reduction != "none"
-        asked = f"{name}_reduced" if reduced else name
+        reduces = range_reduction and function(name).reduction != "none"
+        asked = f"{name}_reduced" if reduces else name
         found[name] = table_of(asked) if str(source) == "nli" else _read(Path(source), asked)
-        if found[name].function != name or reduced != (found[name].reduction != "none"):
+        if found[name].function != name or reduces != (found[name].reduction != "none"):
             kind = f"{found[name].function}, range reduction {found[name].reduction}"
             raise NliError(f"{source}/{asked}.json: it must be a table of {name}. Got {kind}. Make it again.")
     return found
+
+
+def _baseline(source: str, known: Nonlinearity, *, range_reduction: bool) -> Chords:
+    reduction: Reduction = known.reduction if range_reduction else "none"
+    grid = Grid.for_function(known) if reduction == "none" else Grid.fp16(*RANGE[reduction])
+    return Chords(BASELINES[source].fit(known, grid), reduction)
 
 
 def _read(folder: Path, name: str) -> Table:
