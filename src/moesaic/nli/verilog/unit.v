@@ -63,11 +63,20 @@ module nli_unit #(
     wire [5:0]  room;
     nli_reduce reduce (.reduction(reduction), .in(in), .x(x), .room(room));
     wire [15:0] key = key_of(x);
+    wire [(1<<I)-1:0] reached;
+    assign reached[0] = 1'b1;
+    genvar c;
+    generate
+        for (c = 1; c < 1 << I; c = c + 1) begin : compare
+            if (c < M) assign reached[c] = key >= cut_keys[c];
+            else assign reached[c] = 1'b0;
+        end
+    endgenerate
     reg [I-1:0] interval;
-    integer i;
-    always @* begin
+    integer b;
+    always @* begin  // the ones of a thermometer, counted by halving
         interval = 0;
-        for (i = 1; i < M; i = i + 1) if (key >= cut_keys[i]) interval = i;
+        for (b = I - 1; b >= 0; b = b - 1) interval[b] = reached[interval + (1 << b)];
     end
     wire        below_cut;
     wire [15:0] distance;
