@@ -23,7 +23,7 @@ from moesaic.spec import MoESpec
 from moesaic.studies import Arm, Measure, Study, study
 from moesaic.studies.arm import ALWAYS_ON
 from moesaic.studies.cell import Cell
-from moesaic.studies.result import by_seeds
+from moesaic.studies.result import by_seeds, collect
 from moesaic.training.recipe import Recipe, Training
 
 SPEC = MoESpec(num_experts=4, top_k=2, shared_expert=True)
@@ -162,6 +162,16 @@ def test_the_report_names_everything(made: Study, finished: Path) -> None:
     assert "## Against dense" in text
     assert "## Against iso-flop" in text
     assert (finished / "plots" / "perplexity-loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_headline_that_is_no_metric_is_refused(made: Study, finished: Path) -> None:
+    class Wrong(Bench):
+        def measures(self) -> tuple[Measure, ...]:
+            return tuple(replace(one, headline=("chrF2",)) for one in super().measures())
+
+    rule = r"^perplexity: a headline must be one of its metrics, loss, .* Got 'chrF2'\.$"
+    with pytest.raises(StudyError, match=rule):
+        collect(replace(made, bench=Wrong("")), finished, {}, "")
 
 
 def test_another_study_does_not_go_on_in_the_folder(made: Study, finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -28,7 +29,7 @@ def draw(result: Result, folder: Path) -> list[str]:
     made = []
     for measure in result.study.bench.measures():
         for metric in measure.headline:
-            name = f"{measure.title}-{metric}".replace(" ", "-").replace("/", "-").replace("@", "-at-") + ".png"
+            name = re.sub(r"[^\w.]+", "-", f"{measure.title} {metric}") + ".png"
             figure = Figure(figsize=(7, 0.7 + 0.3 * len(result.rows)), layout="constrained")
             _forest(figure.add_subplot(), result, measure.title, metric)
             figure.savefig(folder / name, dpi=120, metadata={"Software": None})

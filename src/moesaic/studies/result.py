@@ -134,6 +134,12 @@ def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) 
         raise StudyError(f"{out}: some arm must be finished in all seeds. Got none. Run the study.")
     _same_items(whole)
     keys = _keys(next(iter(whole.values()))[0])
+    unknown = [
+        (one.title, name) for one in study.bench.measures() for name in one.headline if (one.title, name) not in keys
+    ]
+    if unknown:
+        known = ", ".join(name for title, name in keys if title == unknown[0][0])
+        raise StudyError(f"{unknown[0][0]}: a headline must be one of its metrics, {known}. Got '{unknown[0][1]}'.")
     rows = []
     for name, found in whole.items():
         means = {key: _mean(found, *key) for key in keys}

@@ -38,7 +38,7 @@ BARE = replace(MOE, shared_expert=False)
 PAIR = replace(MOE, num_experts=2)
 LANGUAGES = replace(MOE, num_experts=16)
 STEPS, BATCH = 48, 16
-SCORES = ("BLEU, mean over languages", "chrF2, mean over languages")
+SCORES = ("BLEU, mean over languages", "chrF, mean over languages")
 RATES = (5e-5, 1e-4)
 
 
