@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moesaic.calibration import Calibration
     from moesaic.certification import Certificate, certify
     from moesaic.convert import Writing
+    from moesaic.diagnostics import Diagnosis, diagnose
     from moesaic.evaluation import Evaluation, evaluate
     from moesaic.modeling.loading import load
     from moesaic.observing import observe
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Calibration": "calibration",
     "Certificate": "certification",
+    "Diagnosis": "diagnostics",
     "Evaluation": "evaluation",
     "Layers": "spec",
     "MoESpec": "spec",
@@ -35,6 +37,7 @@ _HOMES = {
     "Writing": "convert",
     "calibrate": "calibrating",
     "certify": "certification",
+    "diagnose": "diagnostics",
     "evaluate": "evaluation",
     "load": "modeling.loading",
     "train": "running",
@@ -53,6 +56,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Calibration",
     "Certificate",
+    "Diagnosis",
     "Evaluation",
     "Layers",
     "MoESpec",
@@ -61,6 +65,7 @@ __all__ = [
     "Writing",
     "calibrate",
     "certify",
+    "diagnose",
     "evaluate",
     "load",
     "observe",

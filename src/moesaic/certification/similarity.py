@@ -11,10 +11,15 @@ def output_cosine(y_ETD: torch.Tensor) -> float:
     Args:
         y_ETD: what each expert makes of the same T tokens. Two zero outputs count as equal.
     """
+    return _mean_of_pairs(output_cosines(y_ETD))
+
+
+def output_cosines(y_ETD: torch.Tensor) -> torch.Tensor:
+    """Return the mean cosine over tokens of each pair of experts' outputs, float64 [E, E]."""
     y_ETD = y_ETD.double()
     norm_ET1 = y_ETD.norm(dim=-1, keepdim=True)
     unit_ETD = y_ETD / norm_ET1.clamp_min(torch.finfo(torch.float64).tiny)
-    return _mean_of_pairs(torch.einsum("atd,btd->ab", unit_ETD, unit_ETD) / y_ETD.shape[1])
+    return torch.einsum("atd,btd->ab", unit_ETD, unit_ETD) / y_ETD.shape[1]
 
 
 def linear_cka(y_ETD: torch.Tensor) -> float:
@@ -25,12 +30,17 @@ def linear_cka(y_ETD: torch.Tensor) -> float:
     Reference: Kornblith et al. 2019, Similarity of Neural Network Representations Revisited, arXiv 1905.00414, eq. 4.
     Deviates: none.
     """
+    return _mean_of_pairs(linear_ckas(y_ETD))
+
+
+def linear_ckas(y_ETD: torch.Tensor) -> torch.Tensor:
+    """Return the linear CKA of each pair of experts' outputs, float64 [E, E]; an output that never varies has 0."""
     y_ETD = y_ETD.double()
     y_ETD = y_ETD - y_ETD.mean(1, keepdim=True)
     gram_ETT = y_ETD @ y_ETD.transpose(1, 2)
     hsic_EE = torch.einsum("ats,bts->ab", gram_ETT, gram_ETT)
     norm_E = hsic_EE.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    return _mean_of_pairs(hsic_EE / (norm_E[:, None] * norm_E[None, :]))
+    return hsic_EE / (norm_E[:, None] * norm_E[None, :])
 
 
 def _mean_of_pairs(value_EE: torch.Tensor) -> float:

@@ -16,6 +16,10 @@ from moesaic.routing import Routing, entropies
 from moesaic.training.moving import on
 
 Batch = Mapping[str, Any]
+STEPS = 20
+"""Steps into which the highest probability, 0 to 1, is counted."""
+DEAD = 0.01
+"""Share of the fair load below which an expert counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class LayerRouting:
         load: share of the assignments of each expert, sums to 1. top_k: of a token. tokens: counted.
         information: mutual information of a token's group and an expert it is sent to, nats; at most ln of the number
             of groups; nan where no token has a group.
+        confidence: share of the tokens whose highest probability lies in each of `STEPS` equal steps from 0 to 1.
+        load_by_group: the load of each group's tokens, by the group's index; None for a group without tokens.
     """
 
     entropy: float
@@ -37,6 +43,13 @@ class LayerRouting:
     top_k: int
     tokens: int
     information: float
+    confidence: tuple[float, ...] = ()
+    load_by_group: tuple[tuple[float, ...] | None, ...] = ()
+
+    @property
+    def dead(self) -> tuple[int, ...]:
+        """Experts that get less than `DEAD` of the fair share of the assignments."""
+        return tuple(expert for expert, share in enumerate(self.load) if share * len(self.load) < DEAD)
 
     @property
     def load_cv(self) -> float:
@@ -62,33 +75,30 @@ class RoutingCounts:
         self._sums: dict[str, torch.Tensor] = {}
         self._chosen: dict[str, torch.Tensor] = {}
 
-    @torch.no_grad()  # type: ignore[untyped-decorator, unused-ignore]
     def told(self, one: Pass) -> None:
         """Count a pass."""
         for routing in one.routings:
-            top_T2 = routing.shares_TE.topk(2, -1).values
-            parts = (entropies(routing.shares_TE), top_T2[:, 0], top_T2[:, 0] - top_T2[:, 1])
-            sums = torch.stack([*(part.double().sum() for part in parts), torch.tensor(float(len(top_T2)))]).cpu()
-            self._sums[routing.layer] = self._sums.get(routing.layer, torch.zeros(4, dtype=torch.float64)) + sums
-            self._chosen[routing.layer] = _added(self._chosen.get(routing.layer), _chosen(routing))
+            self.add(routing)
+
+    def add(self, routing: Routing) -> None:
+        """Count some tokens of one layer."""
+        with torch.no_grad():
+            self._add(routing)
+
+    def _add(self, routing: Routing) -> None:
+        top_T2 = routing.shares_TE.topk(2, -1).values
+        top_T = top_T2[:, 0]
+        steps_T = (top_T * STEPS).long().clamp(max=STEPS - 1)
+        sums = torch.stack(
+            [part.double().sum() for part in (entropies(routing.shares_TE), top_T, top_T - top_T2[:, 1])]
+        )
+        counted = torch.cat([sums, torch.bincount(steps_T, minlength=STEPS).double()]).cpu()
+        self._sums[routing.layer] = self._sums.get(routing.layer, torch.zeros_like(counted)) + counted
+        self._chosen[routing.layer] = _added(self._chosen.get(routing.layer), _chosen(routing))
 
     def layers(self) -> dict[str, LayerRouting]:
         """Return what was counted, by the path of the layer."""
-        found = {}
-        for layer, sums in self._sums.items():
-            entropy, top1, margin, tokens = sums.tolist()
-            chosen_GE = self._chosen[layer]
-            load_E = chosen_GE.sum(0) / chosen_GE.sum()
-            found[layer] = LayerRouting(
-                entropy / tokens,
-                top1 / tokens,
-                margin / tokens,
-                tuple(load_E.tolist()),
-                round(float(chosen_GE.sum()) / tokens),
-                int(tokens),
-                mutual_information(chosen_GE[1:]),
-            )
-        return found
+        return {layer: _layer(sums, self._chosen[layer]) for layer, sums in self._sums.items()}
 
 
 def routing_of(model: torch.nn.Module, batches: Iterable[Batch]) -> dict[str, LayerRouting]:
@@ -127,6 +137,24 @@ def mutual_information(counts_GE: torch.Tensor) -> float:
     joint_GE = counts_GE.double() / total
     apart_GE = joint_GE.sum(1, keepdim=True) * joint_GE.sum(0, keepdim=True)
     return float(torch.special.xlogy(joint_GE, joint_GE / apart_GE.clamp(min=1e-300)).sum())
+
+
+def _layer(sums: torch.Tensor, chosen_GE: torch.Tensor) -> LayerRouting:
+    """Return one layer's numbers from three sums, the counts of all steps, and who chose what."""
+    entropy, top1, margin = sums[:3].tolist()
+    tokens = float(sums[3:].sum())
+    load_E = chosen_GE.sum(0) / chosen_GE.sum()
+    return LayerRouting(
+        entropy / tokens,
+        top1 / tokens,
+        margin / tokens,
+        tuple(load_E.tolist()),
+        round(float(chosen_GE.sum()) / tokens),
+        int(tokens),
+        mutual_information(chosen_GE[1:]),
+        tuple((sums[3:] / tokens).tolist()),
+        tuple(tuple((row_E / row_E.sum()).tolist()) if row_E.sum() else None for row_E in chosen_GE[1:]),
+    )
 
 
 def _chosen(routing: Routing) -> torch.Tensor:

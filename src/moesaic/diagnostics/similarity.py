@@ -1,0 +1,128 @@
+"""How alike the weights of two experts are once their neurons are put in the same order.
+
+An FFN computes the same in any order of its neurons, so experts are compared neuron by neuron: a neuron is its row of
+gate and up (with its bias) and its column of down. Each matrix counts the same, whatever its scale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moesaic.ffn import FFN
+from moesaic.lazy import np, torch
+
+WIDEST = 2048
+"""Neurons up to which a matching is the best there is (0.4 s a pair at most); wider ones are matched greedily."""
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The cosine of two blocks under the matching of their neurons.
+
+    Args:
+        cosine: -1 to 1. error: how much more the best matching may have at most; 0 where this is the best. Of a part of
+            a wider block it is an estimate, since the norm depends on the part.
+        neuron_f: the other block's neuron that each neuron is matched to.
+    """
+
+    cosine: float
+    error: float
+    neuron_f: torch.Tensor
+
+
+def matched(one: FFN, other: FFN, widest: int = WIDEST) -> Matched:
+    """Return the cosine of a block and the best matching neurons of another that is as wide or wider.
+
+    Neurons are matched to the largest sum of inner products, by linear assignment. Where each neuron's best partner is
+    its alone, as in permuted copies, that is the answer at once. Beyond `widest` pairs that are each other's best
+    among the rest are matched, round by round; then `error` is the gap to the sum of every neuron's best.
+
+    Raises:
+        ValueError: where the other is narrower, or of another kind or hidden size.
+    """
+    a_fP, b_FP = neurons(one), neurons(other)
+    if one.width > other.width or a_fP.shape[1] != b_FP.shape[1]:
+        raise ValueError(
+            f"matched: the other block must be of the same kind and at least as wide. Got {tuple(a_fP.shape)} and "
+            f"{tuple(b_FP.shape)}, neurons and their weights."
+        )
+    gain_fF = a_fP @ b_FP.T
+    best_f, exact = _assigned(gain_fF, widest)
+    part_fP = neurons(other.take(best_f))
+    scale = max(_norm(a_fP) * _norm(part_fP), 1e-300)
+    error = 0.0
+    if not exact:
+        reached = gain_fF.gather(1, best_f[:, None]).double().sum()
+        most = min(gain_fF.amax(axis).double().sum() for axis in ((0, 1) if one.width == other.width else (1,)))
+        error = float(most - reached) / scale
+    return Matched(float((a_fP.double() * part_fP.double()).sum()) / scale, error, best_f)
+
+
+def plain_cosines(experts: Sequence[FFN]) -> torch.Tensor:
+    """Return the cosine of each pair of experts, neuron j with neuron j, float64 [E, E]."""
+    flat_EW = torch.stack([neurons(expert).flatten() for expert in experts])
+    gram_EE = (flat_EW @ flat_EW.T).double()
+    unit_E = torch.where(gram_EE.diagonal() > 0, gram_EE.diagonal().rsqrt(), 0.0)
+    return gram_EE * unit_E[:, None] * unit_E[None, :]
+
+
+def matched_cosines(experts: Sequence[FFN], widest: int = WIDEST) -> tuple[torch.Tensor, float]:
+    """Return the cosine of each pair of experts after undoing permutations, float64 [E, E], and the largest error."""
+    count, error = len(experts), 0.0
+    cosine_EE = torch.zeros(count, count, dtype=torch.float64)
+    for i in range(count):
+        cosine_EE[i, i] = 1.0 if _norm(neurons(experts[i])) else 0.0
+        for j in range(i):
+            found = matched(experts[i], experts[j], widest)
+            cosine_EE[i, j] = cosine_EE[j, i] = found.cosine
+            error = max(error, found.error)
+    return cosine_EE, error
+
+
+def neurons(block: FFN) -> torch.Tensor:
+    """Return the neurons of a block as rows [f, P], float32 or wider; each matrix of them has norm 1, or is zero."""
+    parts = [_with(block.up, block.up_bias), block.down.T]
+    if block.gate is not None:
+        parts.append(_with(block.gate, block.gate_bias))
+    wide = [part.to(torch.promote_types(part.dtype, torch.float32)) for part in parts]
+    return torch.cat([part / norm if (norm := _norm(part)) else part for part in wide], 1)
+
+
+def work(experts: int, width: int, hidden: int) -> int:
+    """Return about how many multiplications `matched_cosines` takes for one gated layer."""
+    return experts * (experts - 1) // 2 * 3 * hidden * width * width
+
+
+def _with(rows_fD: torch.Tensor, bias_f: torch.Tensor | None) -> torch.Tensor:
+    return rows_fD if bias_f is None else torch.cat([rows_fD, bias_f[:, None]], 1)
+
+
+def _norm(matrix: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(matrix, dtype=torch.float64))
+
+
+def _assigned(gain_fF: torch.Tensor, widest: int) -> tuple[torch.Tensor, bool]:
+    """Return which column each row is matched to, and whether no matching has a larger sum."""
+    best_f = gain_fF.argmax(1)
+    if best_f.unique().numel() == len(best_f):
+        return best_f, True
+    if max(gain_fF.shape) > widest:
+        return _greedy(gain_fF), False
+    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]  # noqa: PLC0415  # comes with scikit-learn
+
+    _, column_f = linear_sum_assignment(gain_fF.cpu().numpy(), maximize=True)
+    return torch.from_numpy(np.asarray(column_f, np.int64)).to(gain_fF.device), True
+
+
+def _greedy(gain_fF: torch.Tensor) -> torch.Tensor:
+    """Return the matching that takes the largest gain, then the largest of the rest, and so on."""
+    left = gain_fF.clone()
+    match_f = torch.full((len(left),), -1, device=left.device)
+    while (open_f := (match_f < 0).nonzero()[:, 0]).numel():
+        column_f, row_F = left[open_f].argmax(1), left.argmax(0)
+        mutual = row_F[column_f] == open_f
+        rows, columns = open_f[mutual], column_f[mutual]
+        match_f[rows] = columns
+        left[rows], left[:, columns] = -torch.inf, -torch.inf
+    return match_f
