@@ -37,8 +37,9 @@ class NliApplyOptions:
     tables: str = "nli"
     """nli (those that come with moesaic), a folder of FUNC.json, or to compare: uniform, curvature, nn-lut-16,
     nn-lut-256."""
-    range_reduction: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Bring inputs of rsqrt and reciprocal into a short range by a power of two first: accurate for any number."""
+    range_reduction: bool = True
+    """Bring inputs of rsqrt and reciprocal into a short range by a power of two first: accurate for any number. Mean
+    squares of real models leave FP16, so that without it their norms break."""
     save: Optional[Path] = None
     """File for tables and sites, which `moesaic.interpolating.load(model, file)` applies again; no weight changes."""
     out: Optional[Path] = None

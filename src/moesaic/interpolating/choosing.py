@@ -57,7 +57,7 @@ class Chords:
         return y + torch.from_numpy(self.slopes.take(code)).to(x) * (x - x.detach())
 
 
-def choose(source: str | Path, names: Iterable[str], *, range_reduction: bool = False) -> dict[str, Any]:
+def choose(source: str | Path, names: Iterable[str], *, range_reduction: bool = True) -> dict[str, Any]:
     """Return a table of each function.
 
     Args:

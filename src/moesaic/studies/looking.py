@@ -64,5 +64,5 @@ def diversity(model: torch.nn.Module, roles: Set[Role]) -> float:
 
     That of the last linears is SPRI's; methods that copy these (cluster-aware) part in the first ones.
     """
-    found = [one.parameter for one in parts(model) if roles.issuperset(one.roles) and one.parameter.ndim == 3]
+    found = [one.parameter for one in parts(model) if set(one.roles) <= roles and one.parameter.ndim == 3]
     return mean(mean_distance(list(weight.detach())) for weight in found)
