@@ -260,6 +260,14 @@ def no_routers(folder: Path) -> Any:
     return model
 
 
+def broken(folder: Path, name: str) -> Any:
+    """Return a model with one weight of its last layer that is not finite."""
+    model = moesaic.load(folder)
+    with torch.no_grad():
+        model.model.layers[-1].mlp.get_parameter(name).view(-1)[0] = torch.nan
+    return model
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
@@ -268,6 +276,8 @@ def no_routers(folder: Path) -> Any:
         ("kind", "list: the data must hold text for the model to read. Got none. Pass other data."),
         ("pictures", r"the model can read \(.txt, .md, .jsonl, .json\). Got files of .png only. Pass other data."),
         ("empty", "list: the data must hold text for the model to read. Got none. Pass other data."),
+        ("logits", "model.layers.1.mlp: router logits must be finite. Got NaN or infinity on this data."),
+        ("experts", "model.layers.1.mlp: what experts compute must be finite. Got NaN or infinity on this data."),
         (
             "nowhere",
             "a loaded model must come with the folder of its tokenizer or processor. Got none. Pass `processor`",
@@ -283,6 +293,8 @@ def test_bad_input_is_refused_in_one_message(root: Path, text: Path, tmp_path: P
         "kind": lambda: moesaic.diagnose(text, [{"image": pico.picture(0)}]),
         "pictures": lambda: moesaic.diagnose(text, tmp_path),
         "empty": lambda: moesaic.diagnose(text, []),
+        "logits": lambda: moesaic.diagnose(broken(text, "gate.weight"), ["the fox"]),
+        "experts": lambda: moesaic.diagnose(broken(text, "experts.down_proj"), ["the fox"]),
         "nowhere": lambda: moesaic.diagnose(nameless(text), ["the fox"]),
         "no data": lambda: moesaic.diagnose(made(tmp_path, "vit", SparseUpcycling())),
     }

@@ -34,7 +34,7 @@ class WeightSimilarity:
 
     Args:
         matched: after undoing permutations of neurons; None where it was left out. plain: neuron j with neuron j.
-        dense: of each expert to the dense FFN, neurons matched; None where that is not at hand.
+        dense: of each expert to the dense FFN, neurons matched; None where that is not at hand or it was left out.
         error: how much larger a matched cosine may be at most; 0 where the best matching was found.
     """
 

@@ -16,6 +16,7 @@ from moesaic.diagnostics.routing import LayerRouting
 from moesaic.diagnostics.samples import Samples, Vectors
 from moesaic.diagnostics.similarity import matched, matched_cosines, neurons, plain_cosines, work
 from moesaic.diagnostics.specialisation import TokenCounts
+from moesaic.errors import ObservationError
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
 from moesaic.observing import MoEBlock
@@ -119,6 +120,11 @@ def _compared(
         return None, None, (0.0,) * experts
     input_SD, _, ids_SK, _ = vectors.taken()
     y_ESD = outputs(block, input_SD)
+    if not bool(y_ESD.isfinite().all()):
+        raise ObservationError(
+            f"{block.path}: what experts compute must be finite. Got NaN or infinity on this data. Check the weights, "
+            "and take float32."
+        )
     cosine_EE, cka_EE = alike(y_ESD)
     return _table(cosine_EE), _table(cka_EE), _row(peaks(y_ESD, ids_SK).tolist())
 

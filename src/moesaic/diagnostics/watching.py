@@ -111,6 +111,11 @@ class Watch:
         places = self._places(len(x), self._sides[index], x.device)
         place_T = places.place_T
         logits_TE = self._logits.pop(index)[place_T]
+        if not bool(logits_TE.isfinite().all()):
+            raise ObservationError(
+                f"{block.path}: router logits must be finite. Got NaN or infinity on this data. Check the weights, and "
+                "take float32."
+            )
         routing = Routing(
             logits_TE,
             scores(logits_TE, block.score),
