@@ -64,6 +64,10 @@ class StudyError(MoesaicError):
     """A study that can't start, go on, or be told of."""
 
 
+class ReportError(MoesaicError):
+    """A page that can't be made of what is given."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string.
 

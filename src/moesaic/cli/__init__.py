@@ -19,17 +19,20 @@ COMMANDS = {
     "train": "train a MoE by a recipe: objective, stages, checkpoints, resume",
     "evaluate": "measure a model, or two against each other: perplexity, translation, retrieval, lm-eval, ...",
     "study": "methods x seeds under one budget: table with intervals, paired tests, plots",
+    "report": "one offline page that shows what the experts of a model learned",
     "calibrate": "run the dense model over your data, for methods that learn from it",
     "nli": "nonlinear functions as small tables: in a model, and as a hardware unit",
     "methods": "expert and router inits, with papers",
     "architectures": "which dense models become which sparse classes",
     "sources": "small real models and data that come inside packages; writes the data",
 }
+LONG = {"upcycle", "certify", "calibrate", "demo", "train", "evaluate", "study", "nli", "report"}
+"""Commands that run models or make tables, for minutes."""
 
 
 def main() -> None:
     """Run one command and exit."""
-    if not {"upcycle", "certify", "calibrate", "demo", "train", "evaluate", "study", "nli"} & set(sys.argv[1:2]):
+    if not LONG & set(sys.argv[1:2]):
         gc.disable()  # the others end before garbage matters, and collecting is a tenth of their time
     sys.exit(run(sys.argv[1:]))
 

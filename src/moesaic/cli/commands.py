@@ -250,6 +250,13 @@ def study(args: list[str]) -> None:
     show.OUT.print(f"Wrote {options.out}/result.md, result.json and plots.", soft_wrap=True)
 
 
+def report(args: list[str]) -> None:
+    """Show what the experts of a model learned."""
+    from moesaic.cli.options_report import report as run  # noqa: PLC0415
+
+    run(args)
+
+
 def nli(args: list[str]) -> None:
     """Interpolate nonlinear functions by tables."""
     from moesaic.cli.nli import run  # noqa: PLC0415

@@ -22,6 +22,8 @@ STAGES = {
     "train": "training",
     "evaluate": "measuring",
     "study": "running cells",
+    "route": "running the data",
+    "compare": "comparing the experts",
 }
 
 
