@@ -23,6 +23,7 @@ from moesaic.errors import MoesaicError
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.drop_upcycling import DropUpcycling
 from moesaic.experts.sparse_upcycling import SparseUpcycling
+from moesaic.experts.zero_routed import ZeroRouted
 from moesaic.routers.normal import Normal
 
 DIGITS: dict[str, float] = {"rel": 1e-5, "abs": 1e-6}
@@ -151,6 +152,15 @@ def test_copies_are_copies_of_each_other_and_of_the_dense_ffn(root: Path) -> Non
             np.testing.assert_allclose(table, np.ones((4, 4)), atol=1e-3)
         np.testing.assert_allclose(same.dense, np.ones(4), atol=1e-5)
         assert (layer.diversity, same.error) == (pytest.approx(0, abs=1e-6), 0.0)
+
+
+def test_experts_that_give_nothing_are_told_in_plain_numbers(root: Path) -> None:
+    found = moesaic.diagnose(made(root, "llama", ZeroRouted()), pico.data_for("llama"))
+    json.dumps(found.to_json(), allow_nan=False)
+    for layer in found.layers:
+        assert layer.output_cosine == layer.cka == ((0.0,) * 4,) * 4
+        assert layer.peak == (0.0,) * 4
+        assert layer.weight_similarity.plain == pytest.approx(np.ones((4, 4)), abs=1e-3)  # gate and up are copies
 
 
 def test_redrawn_experts_are_less_alike(diagnosis: moesaic.Diagnosis) -> None:

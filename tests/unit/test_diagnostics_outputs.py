@@ -45,6 +45,13 @@ def test_outputs_without_a_common_direction_have_neither() -> None:
         assert_close(found_EE, torch.eye(2, dtype=torch.float64), **FLOAT64)
 
 
+def test_zero_outputs_are_like_none() -> None:
+    y_ESD = torch.stack([drawn(9, 4), torch.zeros(9, 4, dtype=torch.float64)])
+    for found_EE in alike(y_ESD):
+        assert_close(found_EE, torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)), **FLOAT64)
+    assert (output_cosine(y_ESD), linear_cka(y_ESD)) == (0.0, 0.0)
+
+
 def test_means_of_pairs_are_those_of_the_certificate() -> None:
     y_ESD = drawn(4, 20, 8)
     for found_EE, mean in zip(alike(y_ESD), (output_cosine(y_ESD), linear_cka(y_ESD)), strict=True):

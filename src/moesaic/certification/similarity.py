@@ -9,7 +9,7 @@ def output_cosine(y_ETD: torch.Tensor) -> float:
     """Return the mean cosine of two experts' outputs for the same token, over all pairs and tokens; -1 to 1.
 
     Args:
-        y_ETD: what each expert makes of the same T tokens. Two zero outputs count as equal.
+        y_ETD: what each expert makes of the same T tokens. A zero output has cosine 0 to every other.
     """
     return _mean_of_pairs(output_cosines(y_ETD))
 
@@ -40,7 +40,7 @@ def linear_ckas(y_ETD: torch.Tensor) -> torch.Tensor:
     gram_ETT = y_ETD @ y_ETD.transpose(1, 2)
     hsic_EE = torch.einsum("ats,bts->ab", gram_ETT, gram_ETT)
     norm_E = hsic_EE.diagonal().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    return hsic_EE / (norm_E[:, None] * norm_E[None, :])
+    return hsic_EE / norm_E[:, None] / norm_E[None, :]  # one by one: the product of two tiny norms would be 0
 
 
 def _mean_of_pairs(value_EE: torch.Tensor) -> float:
