@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tests.diagnoses import certificate, diagnosis, run
-from tests.unit.test_report import HOSTILE, _everywhere
+from tests.unit.test_report import HOSTILE, _bare, _everywhere
 
 from moesaic.report import write
 
@@ -204,6 +204,19 @@ def test_pictures_are_pictures(opened: Opened) -> None:
         with opened.page.expect_download() as download:
             opened.page.click(f"#{name} button.png")
         assert Path(download.value.path()).read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_what_may_be_missing(browser: Browser, tmp_path: Path) -> None:
+    """A page of the bare counts, beside a whole one, meets no fault; nor does a run without a step."""
+    empty = {**run(), "rows": []}
+    for models in ((_bare(), None), (diagnosis(), _bare())):
+        out, _ = write(tmp_path / "r.html", models[0], None, empty, models[1], refresh=600)
+        one = Opened(browser, out)
+        assert "load" in _figures(one.page)
+        for name in _figures(one.page):
+            one.show(name)
+        assert one.faults == []
+        one.page.close()
 
 
 def test_dark_and_light(browser: Browser, tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import re
+import signal
 import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from hashlib import sha256
 from importlib.resources import files
 from math import inf, nan
@@ -391,17 +396,34 @@ def test_watching_rewrites_when_the_log_grows(tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    """Every figure as PNG and SVG, the same bytes again, and hostile names drawn as they are."""
+    """Every figure as PNG and SVG, hostile names drawn as they are, nothing half-written beside them."""
     made = diagnosis(1, 3, points=10)
     made["model"] = "$\\frac{$ <b>"
-    names = {file.name for file in pictures(tmp_path / "one", made, run(), diagnosis(1, 3, points=10, seed=1))}
-    drawn = ("load", "matched", "plain", "output-cosine", "cka", "coactivation", "geometry")
-    both = {f"{name}{ending}" for name in drawn for ending in ("", "-against")} | {"measures", "training"}
-    assert names == {f"{name}.{ending}" for name in both for ending in ("png", "svg")}
-    assert {file.name for file in (tmp_path / "one").iterdir()} == names
-    pictures(tmp_path / "two", made)
-    for name in ("matched.svg", "load.png"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    names = {file.name for file in pictures(tmp_path, made, run(layers=1), _bare())}
+    drawn = {"load", "matched", "plain", "output-cosine", "cka", "coactivation", "geometry", "load-against"}
+    assert names == {f"{name}.{ending}" for name in drawn | {"measures", "training"} for ending in ("png", "svg")}
+    assert {file.name for file in tmp_path.iterdir()} == names
+
+
+def test_pictures_are_the_same_again(tmp_path: Path) -> None:
+    """No date, no random name in them."""
+    first, second = (pictures(tmp_path / name, _bare()) for name in ("one", "two"))
+    assert [file.read_bytes() for file in first] == [file.read_bytes() for file in second]
+
+
+def _bare() -> dict[str, Any]:
+    """Return a diagnosis without what may be missing."""
+    made = diagnosis(1, 3, seed=1)
+    nothing = ("weight_similarity", "coactivation", "output_cosine", "cka", "geometry", "top_tokens", "information")
+    made["layers"][0] |= dict.fromkeys(nothing)
+    return {**made, "sample": {}}
+
+
+def test_what_may_be_missing() -> None:
+    """A diagnosis of the bare counts makes a page, too."""
+    (model,) = data_of(page(_bare()))["models"]
+    assert model["layers"][0]["matrices"] == {}
+    assert model["sample"] == {"texts": [], "images": [], "audio": []}
 
 
 def test_the_command(tmp_path: Path) -> None:
@@ -415,6 +437,44 @@ def test_the_command(tmp_path: Path) -> None:
     code, text, _ = said("report", str(tmp_path / "page.json"), "--out", str(tmp_path / "again.html"))
     assert code == 0
     assert (tmp_path / "again.html").read_bytes() == out.read_bytes()
+
+
+def test_the_command_follows_a_run(tmp_path: Path) -> None:
+    """The page loads itself anew while the log grows; Ctrl-C ends it well, with a page that no longer does."""
+    saved, out = tmp_path / "d.json", tmp_path / "page.html"
+    saved.write_text(json.dumps(diagnosis()), encoding="utf-8")
+    folder = _run_folder(tmp_path / "run", "/models/made-up-0", rows=0)
+    command = [
+        sys.executable,
+        "-m",
+        "moesaic",
+        "report",
+        str(saved),
+        "--run",
+        str(folder),
+        "--watch",
+        "--out",
+        str(out),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
+        _until(lambda: out.exists() and 'http-equiv="refresh"' in out.read_text(encoding="utf-8"))
+        assert data_of(out.read_text(encoding="utf-8"))["run"]["curves"] == []
+        (folder / "log.jsonl").write_text('{"step": 7, "loss": 1.5}\n', encoding="utf-8")
+        _until(lambda: bool(data_of(out.read_text(encoding="utf-8"))["run"]["curves"]))
+        following.send_signal(signal.SIGINT)
+        assert following.wait(60) == 0
+    html = out.read_text(encoding="utf-8")
+    assert 'http-equiv="refresh"' not in html
+    (loss,) = data_of(html)["run"]["curves"]
+    assert (unpacked(loss["steps"]), unpacked(loss["values"])) == ([7], [1.5])
+
+
+def _until(holds: Callable[[], bool]) -> None:
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come about within a minute")
 
 
 def test_the_command_refuses(tmp_path: Path) -> None:

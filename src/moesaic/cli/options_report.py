@@ -85,11 +85,11 @@ def report(args: list[str]) -> None:
 
 
 def _follow(run: Path, rewrite: Callable[[int], None], watch: Callable[..., None]) -> None:
-    from moesaic.report.watching import SECONDS  # noqa: PLC0415  # help must not wait for it
+    from moesaic.report.watching import REFRESH  # noqa: PLC0415  # help must not wait for it
 
     show.say(f"Following {run}; Ctrl-C stops.")
     try:
-        watch(run, lambda: rewrite(SECONDS))
+        watch(run, lambda: rewrite(REFRESH))
     except KeyboardInterrupt:
         show.say("Stopped; the page is written once more, and no longer loads itself anew.")
 

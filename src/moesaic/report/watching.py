@@ -8,8 +8,10 @@ from pathlib import Path
 
 from moesaic.training.logbook import NAME as LOG
 
-SECONDS = 5
-"""Between two looks at the log, and between two loads of the page."""
+SECONDS = 1.0
+"""Between two looks at the log."""
+REFRESH = 5
+"""Seconds between two loads of the page by a browser."""
 
 
 def watch(run: Path, rewrite: Callable[[], None], *, seconds: float = SECONDS, looks: int | None = None) -> None:
