@@ -103,8 +103,9 @@ def _similarity(experts: Sequence[FFN], dense: FFN | None, match: bool) -> Weigh
     pairs, error = matched_cosines(experts) if match else (None, 0.0)
     to_dense = None
     if dense is not None and match and neurons(dense).shape[1] == neurons(experts[0]).shape[1]:
+        here = dense.map(lambda _, tensor: tensor.to(experts[0].up.device))
         wider = experts[0].width > dense.width
-        found = [matched(dense, expert) if wider else matched(expert, dense) for expert in experts]
+        found = [matched(here, expert) if wider else matched(expert, here) for expert in experts]
         to_dense = tuple(_figures(one.cosine) for one in found)
         error = max(error, *(one.error for one in found))
     return WeightSimilarity(
