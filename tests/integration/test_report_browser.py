@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from tests.diagnoses import certificate, diagnosis, run
+from tests.integration import calibrating
+from tests.integration.test_diagnose import made
+from tests.unit.test_cli import said
 from tests.unit.test_report import HOSTILE, _bare, _everywhere
 
-from moesaic.report import write
+import moesaic
+from moesaic.experts.drop_upcycling import DropUpcycling
+from moesaic.report import certificate_of, write
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -217,6 +222,28 @@ def test_what_may_be_missing(browser: Browser, tmp_path: Path) -> None:
             one.show(name)
         assert one.faults == []
         one.page.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "tower", "figure"), [("llama", None, "texts"), ("vit", None, "images"), ("whisper", "decoder", "audio")]
+)
+def test_a_real_diagnosis(browser: Browser, tmp_path: Path, name: str, tower: str | None, figure: str) -> None:
+    """Of models that read text, pictures and sound, as moesaic.diagnose makes it; a dense model is refused."""
+    folder = made(tmp_path, name, DropUpcycling(), tower)
+    code, _, error = said("report", str(tmp_path / name), "--out", str(tmp_path / "dense.html"))
+    assert (code, error.count("\n")) == (1, 1)
+    assert not (tmp_path / "dense.html").exists()
+    found = moesaic.diagnose(folder, calibrating.data_for(name)).to_json()
+    one = Opened(browser, write(tmp_path / "r.html", found, certificate_of(folder))[0])
+    for each in _figures(one.page):
+        one.show(each)
+    rows = one.rows(figure)
+    path = found["layers"][0]["path"]
+    samples = found["sample"][figure][:1] if figure == "texts" else found["sample"][figure]  # one text at a time
+    true = [ids for sample in samples for ids in sample["experts"][path]]
+    assert sorted(int(row["expert"]) for row in rows) == sorted(expert for ids in true for expert in ids)
+    assert one.faults == []
+    one.page.close()
 
 
 def test_dark_and_light(browser: Browser, tmp_path: Path) -> None:

@@ -95,12 +95,12 @@ function tokensFigure() {
     const columns = [["expert", (e) => el("span", { class: `chip ${look(e)}` }, String(e))], ["load", (e) => short(load[e])]];
     if (peak) columns.push(["peak", (e) => short(peak[e])]);
     if (dense) columns.push(["cosine to dense", (e) => short(dense[e])]);
-    columns.push(["most typical tokens", (e, tokens) => (tokens[e] ?? []).map((one) => {
+    const tokens = of(model);
+    if (tokens.some((each) => each.length)) columns.push(["most typical tokens", (e, tokens) => (tokens[e] ?? []).map((one) => {
       const chip = el("span", { class: "chip" }, visible(one.text));
       shareTip(chip, () => `${visible(one.text)}\nchosen in ${short(one.share)} of ${whole(one.count)} occurrences`);
       return chip;
     })]);
-    const tokens = of(model);
     const shown = d3.range(layer.experts).filter((e) => state.only == null || state.only === e);
     const body = shown.map((e) => el("tr", {}, columns.map(([name, cell]) => el("td", { class: name === "most typical tokens" ? "wide" : null }, cell(e, tokens)))));
     return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "experts and their tokens" },
@@ -139,7 +139,7 @@ function imagesFigure() {
   };
   return figure({
     id: "images", title: "Picture patches by expert", rows, layered: true, only: true, height: 280,
-    caption: "Each patch has the colour of the expert with the highest weight; hover it for all of them. Regions of one colour: the expert knows a texture, an object or a place.",
+    caption: "Each patch has the colour of the expert with the highest weight; hover it for all of them (colours repeat after 8 experts). Regions of one colour: the expert knows a texture, an object or a place.",
     draw: (body) => {
       sides(body, (model, place) => el("div", { class: "panels" }, model.sample.images.map((sample) => map(sample, place))));
       if (!models.some((model) => model.sample.texts.length)) body.prepend(legend(models[0].layers[state.layer].experts));
@@ -151,8 +151,8 @@ function audioFigure() {
   if (!models.some((model) => model.sample.audio.length)) return null;
   const spans = (sample, place) => { const count = positions(sample, place); return d3.range(count).map((i) => ({ from: (i * sample.seconds) / count, to: ((i + 1) * sample.seconds) / count, found: chosen(sample, place, i) })); };
   const rows = () => ({
-    columns: ["model", "layer", "recording", "from", "to", "rank", "expert", "weight"],
-    rows: models.flatMap((model, m) => { const place = layerOf(model, state.layer); return model.sample.audio.flatMap((sample) => spans(sample, place).flatMap(({ from, to, found }) => found.map((one, rank) => [names[m], model.layers[place].number, sample.title, from, to, rank, one.expert, one.weight]))); }),
+    columns: ["model", "layer", "recording", "from", "to", "token", "rank", "expert", "weight"],
+    rows: models.flatMap((model, m) => { const place = layerOf(model, state.layer); return model.sample.audio.flatMap((sample) => spans(sample, place).flatMap(({ from, to, found }, i) => found.map((one, rank) => [names[m], model.layers[place].number, sample.title, ...(reads(sample, place) ? [null, null, sample.tokens[i]] : [from, to, null]), rank, one.expert, one.weight]))); }),
   });
   const reads = (sample, place) => sample.tokens.length > 0 && positions(sample, place) === sample.tokens.length; // a layer of the decoder
   const line = (sample, place, width) => {
@@ -172,7 +172,7 @@ function audioFigure() {
   };
   return figure({
     id: "audio", title: "Sound by expert", rows, layered: true, only: true, height: 160,
-    caption: "Above, how loud the recording is; below, the expert with the highest weight at each moment. Hover the strip for all of them. In layers of a decoder, the tokens that it reads.",
+    caption: "Above, how loud the recording is; below, the expert with the highest weight at each moment. Hover the strip for all of them (colours repeat after 8 experts). In layers of a decoder, the tokens that it reads.",
     draw: (body) => {
       sides(body, (model, place, width) => model.sample.audio.map((sample) => line(sample, place, width)));
       if (!models.some((model) => model.sample.texts.length)) body.prepend(legend(models[0].layers[state.layer].experts));
