@@ -97,7 +97,7 @@ def test_costs_of_long_intervals_are_the_sums(name: str) -> None:
 
 
 @pytest.mark.parametrize("size", [2, 8, 64])
-@pytest.mark.parametrize("name", ["silu", "exp", "tanh", "rsqrt", "hardswish", "reciprocal"])
+@pytest.mark.parametrize("name", ["silu", "exp", "tanh", "rsqrt", "hardswish", "reciprocal", "mish", "sin", "gelu"])
 def test_bounds_are_below_every_interval_of_the_blocks(name: str, size: int) -> None:
     """1e-9 for rounding; and for small blocks near the truth, for without that nothing would be pruned."""
     known = FUNCTIONS[name]
@@ -106,13 +106,29 @@ def test_bounds_are_below_every_interval_of_the_blocks(name: str, size: int) -> 
     length = random.integers(size + 1, len(costs.x) // 3, 60)
     first = random.integers(0, len(costs.x) - length - 2 * size)
     low, high = (first, first + size - 1), (first + length, first + length + size - 1)
-    least = costs.least(low, high)
+    least, base, by_first, by_last = costs.least(low, high).T
     within = random.integers(0, size, (40, 2, 60))
     within[:4] = np.array([[0, 0], [0, size - 1], [size - 1, 0], [size - 1, size - 1]])[..., None]
-    found = np.min([costs.exact(low[0] + a, high[0] + b) for a, b in within], axis=0)
+    exact = np.array([costs.exact(low[0] + a, high[0] + b) for a, b in within])
+    found = exact.min(0)
     assert (least <= found * (1 + 1e-9) + 1e-9).all()
+    x = costs.x
+    a, b = (x[part[0] + within[:, side]] - (x[part[0]] + x[part[1]]) / 2 for side, part in enumerate((low, high)))
+    assert (base + by_first * a + by_last * b <= exact * (1 + 1e-9) + 1e-9).all()
     if size == 2:
         assert np.median(least[found > 1e-6] / found[found > 1e-6]) > 0.99
+
+
+@pytest.mark.parametrize(("name", "ends"), [("tanh", (-0.125, 0.125)), ("tanh", (-0.125, 0.0625)), ("silu", (-3.5, 3))])
+def test_bounds_over_bends_and_zeros_are_near_the_truth(name: str, ends: tuple[float, float]) -> None:
+    """Half of FP16's points are near 0, where a bend of tanh is; of silu's costs there nodes decide."""
+    known = FUNCTIONS[name]
+    costs = Costs(known, Grid.for_function(known), 32)
+    first, last = np.searchsorted(costs.x, ends)[:, None]
+    least, *_ = costs.least((first, first + 1), (last, last + 1)).T
+    exact = np.min([costs.exact(first + a, last + b) for a in (0, 1) for b in (0, 1)], axis=0)
+    assert (least <= exact).all()
+    assert (least > 0.9 * exact).all()
 
 
 def test_full_grid_is_proved_and_beats_the_published_cut_points() -> None:

@@ -8,7 +8,9 @@ The cost of a table is a sum over its intervals, so the best one follows from th
    that the best one may cost;
 3. grid points are put in blocks. The recursion over blocks, with lower bounds for pairs of blocks (`Costs.least`), once
    from the left and once from the right, says for every pair what the cheapest table with an interval between the
-   two costs at least. Pairs that cost more than the table of 2 are dropped; the blocks of the others are halved;
+   two costs at least. Pairs that cost more than the table of 2 are dropped; the blocks of the others are halved.
+   Bounds are linear in the cuts, and what a cut makes dearer for one interval it makes cheaper for the next
+   (`_Search._recursion`), so what blocks lose is of second order in their length;
 4. with blocks of one point the bounds are the costs, and the recursion over what is left gives the best table of all.
 
 Nothing about f is assumed but that its curvature changes its sign only where divided differences of the grid show it.
@@ -102,6 +104,19 @@ def search(
     return driver.run(most_pairs)
 
 
+@dataclass(frozen=True, eq=False)
+class _Pairs:
+    """Pairs of blocks: their indices, where blocks start, and the bounds of `Costs.least`."""
+
+    left: Vector
+    right: Vector
+    starts: Vector
+    least: Vector
+    base: Vector
+    by_first: Vector
+    by_last: Vector
+
+
 @dataclass(eq=False)
 class _Search:
     costs: Costs
@@ -116,26 +131,42 @@ class _Search:
         first, last = self._ends(limit)
         starts = self._evenly(BLOCKS)
         left, right = np.triu_indices(len(starts))
-        gap = 0.0
+        floor, gap = np.zeros(len(left)), 0.0
         while True:
-            pairs, least = self._pruned(left, right, starts, first, last, limit)
-            left, right = left[pairs], right[pairs]
+            pairs = self._bounded(left, right, starts, floor)
+            keep, least = self._pruned(pairs, first, last, limit)
+            left, right, floor = pairs.left[keep], pairs.right[keep], pairs.least[keep]
             if len(starts) == size:
                 break
             if 4 * len(left) > most_pairs:
                 gap = max(most - least, 0.0)
                 break
-            left, right, starts = self._halved(left, right, starts)
+            left, right, starts, floor = self._halved(left, right, starts, floor)
         if not gap:
             cuts, most = self._best(left, right, first, last, (cuts, most))
         x = self.costs.x
         return Found(self.costs.function.name, tuple(map(float, x[cuts])), most, gap, self.examined)
 
+    def _bounded(self, left: Vector, right: Vector, starts: Vector, floor: Vector) -> _Pairs:
+        """Return pairs of blocks and their bounds, at least `floor`; for single points the costs."""
+        size = len(self.costs.x)
+        if len(starts) == size:
+            keep = left < right
+            left, right = left[keep], right[keep]
+            cost = self.exact(left, right, self.costs.bins)
+            return _Pairs(left, right, starts, cost, cost, np.zeros_like(cost), np.zeros_like(cost))
+        stops = np.append(starts[1:], size) - 1
+        ends = [(starts[part], stops[part]) for part in (left, right)]
+        found = self._chunked(
+            lambda a, b, c, d: self.costs.least((a, b), (c, d)), *ends[0], *ends[1], bins=self.costs.bins
+        ).reshape(len(left), 4)
+        return _Pairs(left, right, starts, np.maximum(found[:, 0], floor), *found.T[1:])
+
     def _evenly(self, count: int) -> Vector:
         """Return some indices, the first 0, that are about equally far apart in the coordinate of the costs."""
         return np.unique(np.searchsorted(self.costs.length, np.arange(count) / count))
 
-    def _halved(self, left: Vector, right: Vector, starts: Vector) -> tuple[Vector, Vector, Vector]:
+    def _halved(self, left: Vector, right: Vector, starts: Vector, floor: Vector) -> tuple[Vector, ...]:
         """Return all pairs of halves of pairs of blocks, and where the halves start; single points stay."""
         length = self.costs.length
         ends = np.append(starts[1:], len(length))
@@ -146,10 +177,12 @@ class _Search:
         child = np.searchsorted(new, starts)
         many = split.astype(np.int64)
         made = [
-            (child[left] + a, child[right] + b, (many[left] >= a) & (many[right] >= b)) for a in (0, 1) for b in (0, 1)
+            (child[left] + a, child[right] + b, floor, (many[left] >= a) & (many[right] >= b))
+            for a in (0, 1)
+            for b in (0, 1)
         ]
-        one, two = (np.concatenate([part[side][part[2]] for part in made]) for side in (0, 1))
-        return one[one <= two], two[one <= two], new
+        one, two, least = (np.concatenate([part[side][part[3]] for part in made]) for side in (0, 1, 2))
+        return one[one <= two], two[one <= two], new, least[one <= two]
 
     def _chunked(self, function: Callable[..., Vector], *parts: Vector, bins: int) -> Vector:
         """Return a function of many intervals, chunk by chunk, on all cores, with the same result on any number."""
@@ -165,9 +198,15 @@ class _Search:
         return self._chunked(lambda a, b: self.costs.exact(a, b, bins), first, last, bins=bins)
 
     def _incumbent(self) -> tuple[Vector, float]:
-        """Return a good table: the recursion on a coarse grid, then around its result."""
+        """Return a good table: the better of two that coarse grids lead to."""
+        return min(
+            (self._refined(max(count, 2 * self.M)) for count in (COARSE, COARSE * 3 // 2)), key=lambda one: one[1]
+        )
+
+    def _refined(self, count: int) -> tuple[Vector, float]:
+        """Return what the recursion finds on a coarse grid, then around its result."""
         size = len(self.costs.x)
-        points = np.unique(np.append(self._evenly(max(COARSE, 2 * self.M)), [*range(min(self.M, size)), size - 1]))
+        points = np.unique(np.append(self._evenly(count), [*range(min(self.M, size)), size - 1]))
         cuts, cost = self._among(points)
         step = max(size // COARSE, 1)
         while True:
@@ -212,33 +251,53 @@ class _Search:
         last[inner] = self.exact(inner, np.full_like(inner, size - 1), 1)
         return np.where(first <= limit, first, np.inf), np.where(last <= limit, last, np.inf)
 
-    def _pruned(
-        self, left: Vector, right: Vector, starts: Vector, first: Vector, last: Vector, limit: float
-    ) -> tuple[Vector, float]:
-        """Return the indices of the pairs of blocks that a table within the limit can use, and the least total."""
-        size = len(first)
-        if len(starts) == size:
-            keep = np.flatnonzero(left < right)
-            left, right = left[keep], right[keep]
-            least = self.exact(left, right, self.costs.bins)
-        else:
-            keep = np.arange(len(left))
-            stops = np.append(starts[1:], size) - 1
-            ends = [(starts[part], stops[part]) for part in (left, right)]
-            least = self._chunked(
-                lambda a, b, c, d: self.costs.least((a, b), (c, d)), *ends[0], *ends[1], bins=self.costs.bins
-            )
-        forward = [np.minimum.reduceat(first, starts)]
-        backward = [np.minimum.reduceat(last, starts)]
+    def _pruned(self, pairs: _Pairs, first: Vector, last: Vector, limit: float) -> tuple[Vector, float]:
+        """Return which pairs of blocks a table within the limit can use, and the least total."""
+        total, bound = self._recursion(pairs, first, last, tilted=False)
+        if len(pairs.starts) < len(first):
+            tilted = self._recursion(pairs, first, last, tilted=True)
+            total, bound = np.maximum(total, tilted[0]), max(bound, tilted[1])
+        return total.min(0) <= limit, bound
+
+    def _recursion(self, pairs: _Pairs, first: Vector, last: Vector, *, tilted: bool) -> tuple[Vector, float]:
+        """Return what the cheapest table with each pair as each of its intervals costs at least, and any table.
+
+        Within a block, an interval's cost changes with its end, and that of the next one the other way. So a linear
+        function of each cut, one per block, may be taken from the one and given to the other: no table's cost changes,
+        and both bounds lose less. `tilted` does so, with the slope of the cheapest way from the left to the block.
+        """
+        x, starts, left, right = self.costs.x, pairs.starts, pairs.left, pairs.right
+        stops = np.append(starts[1:], len(x)) - 1
+        r = (x[stops] - x[starts]) / 2
+        off = x - np.repeat((x[stops] + x[starts]) / 2, stops - starts + 1)
         by_right, by_left = _grouped(right, len(starts)), _grouped(left, len(starts))
-        for _ in range(self.M - 3):
-            forward.append(by_right(forward[-1][left] + least))
-            backward.append(by_left(least + backward[-1][right]))
-        total = np.full(len(left), np.inf)
-        for m in range(self.M - 3):
-            total = np.minimum(total, forward[m][left] + least + backward[self.M - 4 - m][right])
-        bound = float(np.min(forward[-1] + backward[0]))
-        return keep[np.flatnonzero(total <= limit)], bound
+        steps = self.M - 3
+        spread = np.repeat(np.arange(len(starts)), stops - starts + 1)
+        known = np.where(np.isfinite(first), first, 0.0)
+        tilts = [tilted * (known[stops] - known[starts]) / np.maximum(2 * r, 1e-300)]
+        forward = [np.minimum.reduceat(first - tilts[0][spread] * off, starts)]
+        leasts = []
+        for m in range(steps):
+            before = tilts[m][left]
+            base = pairs.base - np.abs(pairs.by_first + before) * r[left]
+            least = pairs.least - np.abs(before) * r[left]
+            slope = np.zeros(len(starts))
+            if tilted:
+                reached = forward[m][left] + np.maximum(base, least)
+                best = np.flatnonzero(np.isfinite(reached) & (reached <= by_right(reached)[right]))
+                slope[right[best]] = pairs.by_last[best]
+            tilts.append(slope)
+            after = tilts[m + 1][right]
+            base -= np.abs(pairs.by_last - after) * r[right]
+            least -= np.abs(after) * r[right]
+            leasts.append(np.maximum(base, least))
+            forward.append(by_right(forward[m][left] + leasts[m]))
+        end = np.minimum.reduceat(last + tilts[steps][spread] * off, starts)
+        backward = [end]
+        for m in reversed(range(steps)):
+            backward.insert(0, by_left(leasts[m] + backward[0][right]))
+        total = np.array([forward[m][left] + leasts[m] + backward[m + 1][right] for m in range(steps)])
+        return total, float(np.min(forward[-1] + end))
 
     def _best(
         self, left: Vector, right: Vector, first: Vector, last: Vector, known: tuple[Vector, float]
