@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from moesaic.cli import show
 from moesaic.cli.parsing import parsed
-from moesaic.errors import NliError
-
-if TYPE_CHECKING:
-    from moesaic.nli import Table
+from moesaic.cli.table_files import table_named
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ def evaluate(args: list[str]) -> None:
     from moesaic.nli.engine import apply  # noqa: PLC0415
     from moesaic.nli.pieces import Errors  # noqa: PLC0415
 
-    table = _table(options.table)
+    table = table_named(options.table)
     known = function(table.function)
     reduced = table.reduction != "none"
     grid = Grid.for_function(known, table.format, *(() if reduced else (table.cuts[0], table.cuts[-1])))
@@ -65,14 +61,3 @@ def evaluate(args: list[str]) -> None:
         ],
         ("table", "mean relative", "largest relative", "largest absolute"),
     )
-
-
-def _table(source: str) -> Table:
-    from moesaic.nli import Table, shipped, table_of  # noqa: PLC0415
-
-    if source in shipped() or not source.endswith(".json"):
-        return table_of(source)
-    try:
-        return Table.from_json(json.loads(Path(source).read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise NliError(f"{source}: a table must be JSON. Got {error}. Make it again: moesaic nli table.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import tyro
 
 from moesaic.cli import show
 from moesaic.cli.parsing import parsed
+from moesaic.cli.table_files import table_named
 from moesaic.errors import NliError
 
 
@@ -34,12 +34,9 @@ class NliVerilogOptions:
 def verilog(args: list[str]) -> None:
     """Write the unit, its table and its bench."""
     options = parsed(NliVerilogOptions, "nli verilog", args)
-    from moesaic.nli import Table, table_of  # noqa: PLC0415  # help must not wait for them
-    from moesaic.nli.verilog import files  # noqa: PLC0415
+    from moesaic.nli.verilog import files  # noqa: PLC0415  # help must not wait for it
 
-    named = not options.table.endswith(".json")
-    table = table_of(options.table) if named else Table.from_json(_read(Path(options.table)))
-    write(files(table), options.out)
+    write(files(table_named(options.table)), options.out)
     show.OUT.print(f"Wrote {options.out}: README.md says how to simulate it.", soft_wrap=True)
 
 
@@ -60,10 +57,3 @@ def write(files: Mapping[str, str], out: Path) -> None:
         partial.replace(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _read(path: Path) -> object:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise NliError(f"{path}: a table must be JSON. Got {error}. Make it again: moesaic nli table.") from None
