@@ -456,13 +456,22 @@ def test_the_command_follows_a_run(tmp_path: Path) -> None:
         "--out",
         str(out),
     ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as following:
+    # A shell's background job ignores it, and so would what it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        following = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
         _until(lambda: out.exists() and 'http-equiv="refresh"' in out.read_text(encoding="utf-8"))
         assert data_of(out.read_text(encoding="utf-8"))["run"]["curves"] == []
         (folder / "log.jsonl").write_text('{"step": 7, "loss": 1.5}\n', encoding="utf-8")
         _until(lambda: bool(data_of(out.read_text(encoding="utf-8"))["run"]["curves"]))
         following.send_signal(signal.SIGINT)
         assert following.wait(60) == 0
+    finally:
+        following.kill()
+        following.wait()
     html = out.read_text(encoding="utf-8")
     assert 'http-equiv="refresh"' not in html
     (loss,) = data_of(html)["run"]["curves"]
