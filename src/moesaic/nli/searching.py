@@ -89,7 +89,7 @@ def search(
 
     >>> found = search("tanh", Grid.fixed(8, 4, -4, 4), M=5, bins=4)
     >>> found.cuts, found.gap
-    ((-4.0, -3.1875, 0.0, 3.1875, 4.0), 0.0)
+    ((-4.0, -2.1875, 0.3125, 2.3125, 4.0), 0.0)
     """
     known = function(wanted)
     grid = grid or Grid.for_function(known)

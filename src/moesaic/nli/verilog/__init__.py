@@ -88,7 +88,7 @@ def table_words(table: Table) -> str:
 
     >>> table = Table.of("tanh", [-4.5, -3, -2, -1, -0.5, 0, 0.5, 1, 2, 3, 4.5])
     >>> table_words(table).splitlines()[1:3]
-    ['0_0000_0000c480 // -4.5', '0_0001_0000c200 // -3']
+    ['0_0000_0000c480 // -4.5', '0_0001_0000c200 // -3.0']
     """
     if table.format != "fp16":
         raise NliError(f"nli verilog: a table must be in fp16. Got {brief(table.format)}. Make one: --format fp16.")
