@@ -23,30 +23,21 @@ from moesaic.evaluation.tasks.retrieval import Retrieval
 from moesaic.experts.cluster_aware import ClusterAware
 from moesaic.experts.drop_upcycling import DropUpcycling
 from moesaic.experts.noise_upcycling import NoiseUpcycling
-from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.experts.zero_routed import ZeroRouted
 from moesaic.lazy import torch
 from moesaic.losses.eesd import Eesd
-from moesaic.losses.load_balancing import LoadBalancing
-from moesaic.losses.router_z import RouterZ
 from moesaic.recipes.image_text_contrastive import image_text_contrastive
 from moesaic.routers.centroids import Centroids
-from moesaic.routers.zeros import Zeros
-from moesaic.spec import MoESpec
-from moesaic.studies.arm import ALWAYS_ON, Arm
+from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
+from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
 from moesaic.training.tasks.tables import Row
 
-BALANCE = (LoadBalancing(weight=1e-2), RouterZ(weight=1e-3))
-"""Router losses with which all published methods train."""
-MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
-BARE = replace(MOE, shared_expert=False)
-PAIR = replace(MOE, num_experts=2)
 STEPS, BATCH = 50, 64
 RATES = (1e-4, 3e-4)
 LAYERS = "7,9"
@@ -183,15 +174,7 @@ def arms() -> tuple[Arm, ...]:
         clustered("cluster-aware-shared", "cluster-aware beside a shared copy, half and half", spec=MOE),
         published("spri-two-stages", "first linears frozen for 10 % of the steps", Spri(), stages=two_stages()),
         replace(published("zero-routed", "last linear zero", ZeroRouted()), kind="control"),
-        Arm(
-            "iso-flop",
-            "two further FFNs, always on, no routing",
-            "control",
-            NormMatchedGaussian(),
-            router=Zeros(),
-            spec=PAIR,
-            stages=ALWAYS_ON,
-        ),
+        ISO_FLOP,
         Arm(
             "recommended",
             "last linear zero, routers of centroids",

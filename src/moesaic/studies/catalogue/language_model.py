@@ -14,30 +14,21 @@ from moesaic.evaluation.tasks.perplexity import Perplexity
 from moesaic.experts.cluster_aware import ClusterAware
 from moesaic.experts.drop_upcycling import DropUpcycling
 from moesaic.experts.noise_upcycling import NoiseUpcycling
-from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.experts.virtual_group import VirtualGroup
 from moesaic.experts.zero_routed import ZeroRouted
-from moesaic.losses.load_balancing import LoadBalancing
-from moesaic.losses.router_z import RouterZ
 from moesaic.recipes.continued_pretraining import continued_pretraining
 from moesaic.routers.centroids import Centroids
 from moesaic.routers.ridge import Ridge
-from moesaic.routers.zeros import Zeros
-from moesaic.spec import MoESpec
-from moesaic.studies.arm import ALWAYS_ON, Arm
+from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
+from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
 from moesaic.training.tasks.text import Text
 
-BALANCE = (LoadBalancing(weight=1e-2), RouterZ(weight=1e-3))
-"""Router losses of SPRI, with which all published methods train."""
-MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
-BARE = replace(MOE, shared_expert=False)
-PAIR = replace(MOE, num_experts=2)
 SHARDS = 2
 HALVES = replace(BARE, num_experts=SHARDS * MOE.num_experts, top_k=SHARDS * MOE.top_k)
 """As many parameters as eight experts, cut into halves."""
@@ -160,15 +151,7 @@ def arms(domains: int) -> tuple[Arm, ...]:
         ),
         published("virtual-group", "16 halves, top-4, no shared expert", VirtualGroup(shards=SHARDS), spec=HALVES),
         Arm("zero-routed", "last linear zero", "control", ZeroRouted(), spec=MOE, losses=BALANCE),
-        Arm(
-            "iso-flop",
-            "two further FFNs, always on, no routing",
-            "control",
-            NormMatchedGaussian(),
-            spec=PAIR,
-            router=Zeros(),
-            stages=ALWAYS_ON,
-        ),
+        ISO_FLOP,
         Arm(
             "recommended",
             "an expert for each domain, last linear zero, routers fitted to the domains",

@@ -11,8 +11,8 @@ from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.losses.router_z import RouterZ
 from moesaic.studies.arm import Arm
 from moesaic.studies.catalogue import speech_translation
-from moesaic.studies.catalogue.speech_translation import MOE
 from moesaic.studies.study import Study
+from moesaic.studies.usual import MOE
 from moesaic.training.recipe import Loss
 
 LANGUAGES = 16

@@ -17,25 +17,17 @@ from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
 from moesaic.experts.zero_routed import ZeroRouted
-from moesaic.losses.load_balancing import LoadBalancing
-from moesaic.losses.router_z import RouterZ
 from moesaic.recipes.speech_translation import speech_translation
 from moesaic.routers.ridge import Ridge
-from moesaic.routers.zeros import Zeros
-from moesaic.spec import MoESpec
-from moesaic.studies.arm import ALWAYS_ON, Arm
+from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
+from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE
 from moesaic.training.checkpointing import read_json
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
 from moesaic.training.tasks.speech_translation import SpeechTranslation as Spoken
 
-BALANCE = (LoadBalancing(weight=1e-2), RouterZ(weight=1e-3))
-"""Router losses of SPRI, with which all published methods train."""
-MOE = MoESpec(num_experts=8, top_k=2, shared_expert=True)
-BARE = replace(MOE, shared_expert=False)
-PAIR = replace(MOE, num_experts=2)
 LANGUAGES = replace(MOE, num_experts=16)
 STEPS, BATCH = 48, 16
 SCORES = ("BLEU, mean over languages", "chrF, mean over languages")
@@ -144,15 +136,7 @@ def arms() -> tuple[Arm, ...]:
         control("norm-matched-copy", "last linear 1e-3 of the dense one", NormMatchedCopy()),
         control("norm-matched-gaussian", "last linear Gaussian of norm 1e-3", NormMatchedGaussian()),
         control("zero-routed", "last linear zero", ZeroRouted()),
-        control(
-            "iso-flop",
-            "two further FFNs, always on, no routing",
-            NormMatchedGaussian(),
-            spec=PAIR,
-            router=Zeros(),
-            losses=(),
-            stages=ALWAYS_ON,
-        ),
+        ISO_FLOP,
         Arm(
             "languages",
             "16 experts, last linear zero, routers fitted to the target languages",
