@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -11,10 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.integration import pico, spliceable
@@ -29,6 +33,7 @@ from moesaic.losses.dpsl import Dpsl
 from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.running import train
 from moesaic.training.checkpointing import checkpoints
+from moesaic.training.heat_maps import CELL, ENTROPY_MAP, LOAD_MAP, entropy_map
 from moesaic.training.recipe import Prepared, Training
 
 ROOT = Path(__file__).parents[2]
@@ -267,6 +272,27 @@ def test_scalars_go_to_tensorboard(model: Path, tmp_path: Path) -> None:
     layer = "model.layers.0.mlp"
     wanted = {"loss", f"router/health/entropy/{layer}", f"router/load_balancing/{layer}"}
     assert {f"train/{name}" for name in wanted} <= tags, tags
+
+
+def test_heat_maps_go_to_tensorboard(model: Path, tmp_path: Path) -> None:
+    how = {**PLAIN, "steps": 13, "log_every": 1}
+    train(recipe(model, tmp_path / "run", trackers=("tensorboard",), **how))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    for tag in (LOAD_MAP, ENTROPY_MAP):
+        assert [one.step for one in events.Images(tag)] == [1, 11, 13]  # the first row of the log, a tenth, the last
+    last = events.Images(ENTROPY_MAP)[-1]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    layers = [f"model.layers.{number}.mlp" for number in (0, 1)]
+    np.testing.assert_array_equal(decoded(last), entropy_map(layers, rows))  # the log holds every digit
+    assert decoded(last).shape == (2 * CELL, 13 * CELL, 3)
+    assert decoded(events.Images(LOAD_MAP)[-1]).shape == (2 * CELL, 4 * CELL, 3)
+    (text,) = events.Tensors("router/heat_map/text_summary")
+    assert "1. `model.layers.0.mlp`" in text.tensor_proto.string_val[0].decode()
+
+
+def decoded(event: Any) -> Any:
+    return np.asarray(Image.open(io.BytesIO(event.encoded_image_string)))
 
 
 def test_progress_is_told_of_every_step(model: Path, tmp_path: Path) -> None:

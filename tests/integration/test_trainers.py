@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -14,6 +16,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from datasets import Dataset
+from PIL import Image
 from tests.integration import spliceable
 from tests.integration.training_picos import (
     ARGUMENTS,
@@ -33,16 +36,20 @@ from torch.testing import assert_close
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer, TrainingArguments
 
 import moesaic
+from moesaic.calibration.ranks import Ranks
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.convert import Options, convert
 from moesaic.errors import ObjectiveError
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.losses.base import RouterLoss
+from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.method import number
 from moesaic.observing import GROUPS
 from moesaic.routers.normal import Normal
 from moesaic.routing import Routing
 from moesaic.spec import MoESpec
+from moesaic.training.health import Health, LayerHealth
+from moesaic.training.heat_maps import LOAD_MAP, HeatMaps, load_map
 from moesaic.training.objective import RouterObjective
 from moesaic.training.trainers import RouterCallback, install
 
@@ -113,6 +120,35 @@ def test_trackers_get_the_terms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     events.Reload()
     assert {f"train/{term}" for term in TERMS} <= set(events.Tags()["scalars"])
     assert len(events.Scalars(f"train/{min(TERMS)}")) == STEPS
+
+
+def test_heat_maps_under_any_trainer(tmp_path: Path) -> None:
+    """Health as a part of the objective, read by the callback: pictures of it, and its figures in the log."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # noqa: PLC0415  # seconds
+    from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+    health, seen = Health(), []
+
+    def read() -> dict[str, LayerHealth]:
+        seen.append(health.read(Ranks()))
+        return seen[-1]
+
+    host = trainer(mixtral(), tmp_path, callbacks=[HeatMaps(SummaryWriter(str(tmp_path / "tb")), read, every=2)])
+    install(host, RouterObjective([LoadBalancing()], parts=[health]))
+    host.train()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    images = events.Images(LOAD_MAP)
+    rows = [row for row in host.state.log_history if "loss" in row]
+    assert len(seen) == len(rows) == STEPS
+    assert [one.step for one in images] == sorted({*range(1, STEPS + 1, 2), STEPS})
+    for image in images:
+        now = seen[image.step - 1]
+        pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        np.testing.assert_array_equal(pixels, load_map([one.load for one in now.values()]))
+    for layer, one in seen[-1].items():
+        assert rows[-1][f"router/health/entropy/{layer}"] == one.entropy
+        assert sum(one.load) == pytest.approx(1, abs=1e-12)  # float64 shares of a few
 
 
 def test_evaluation_between_steps_changes_nothing(tmp_path: Path) -> None:

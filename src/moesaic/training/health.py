@@ -25,6 +25,7 @@ class LayerHealth:
     Args:
         entropy: mean over tokens, / ln E. top1: mean highest probability. load_cv: of the experts' load.
         dead: experts with less than `DEAD` of their fair share. tokens: counted. num_experts: E.
+        load: share of the assignments of each expert; zeros where there are none.
     """
 
     entropy: float
@@ -33,6 +34,7 @@ class LayerHealth:
     dead: int
     tokens: int
     num_experts: int
+    load: tuple[float, ...]
 
     def rows(self, layer: str) -> dict[str, float]:
         """Return scalars by name."""
@@ -132,6 +134,7 @@ def _health(sums: torch.Tensor) -> LayerHealth:
         dead=int((load_E < DEAD * fair).sum()) if fair >= ENOUGH else 0,
         tokens=int(tokens),
         num_experts=experts,
+        load=tuple((load_E / max(float(load_E.sum()), 1e-30)).tolist()),
     )
 
 

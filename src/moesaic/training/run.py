@@ -226,7 +226,7 @@ def _steps(engine: Engine) -> int:
 
 
 def _report(engine: Engine, how: Training, folder: Path) -> None:
-    """Let scalars go to TensorBoard in the run's folder, and nothing be printed."""
+    """Let scalars and heat maps go to TensorBoard in the run's folder, and nothing be printed."""
     from transformers import PrinterCallback  # noqa: PLC0415
 
     engine.remove_callback(PrinterCallback)
@@ -234,7 +234,12 @@ def _report(engine: Engine, how: Training, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  # an extra
         from transformers.integrations.integration_utils import TensorBoardCallback  # noqa: PLC0415
 
-        engine.add_callback(TensorBoardCallback(SummaryWriter(log_dir=str(folder / "tensorboard"))))
+        from moesaic.training.heat_maps import HeatMaps  # noqa: PLC0415  # imports transformers
+
+        writer = SummaryWriter(log_dir=str(folder / "tensorboard"))
+        if engine.run.health:
+            engine.add_callback(HeatMaps(writer, lambda: engine.run.latest))  # first: the other closes the writer
+        engine.add_callback(TensorBoardCallback(writer))
 
 
 def _carrying(engine: Engine, dense: Path) -> Any:
