@@ -41,22 +41,26 @@ def matched(one: FFN, other: FFN, widest: int = WIDEST) -> Matched:
     Raises:
         ValueError: where the other is narrower, or of another kind or hidden size.
     """
-    a_fP, b_FP = neurons(one), neurons(other)
-    if one.width > other.width or a_fP.shape[1] != b_FP.shape[1]:
+    return _matched(neurons(one), neurons(other), other, widest)
+
+
+def _matched(a_fP: torch.Tensor, b_FP: torch.Tensor, other: FFN, widest: int) -> Matched:
+    """Match the neurons of two blocks, which `neurons` made of them."""
+    if len(a_fP) > len(b_FP) or a_fP.shape[1] != b_FP.shape[1]:
         raise ValueError(
             f"matched: the other block must be of the same kind and at least as wide. Got {tuple(a_fP.shape)} and "
             f"{tuple(b_FP.shape)}, neurons and their weights."
         )
-    gain_fF = a_fP @ b_FP.T
+    gain_fF, is_part = a_fP @ b_FP.T, len(a_fP) < len(b_FP)
     best_f, exact = _assigned(gain_fF, widest)
-    part_fP = neurons(other.take(best_f))
-    scale = max(_norm(a_fP) * _norm(part_fP), 1e-300)
-    error = 0.0
+    reached = gain_fF.gather(1, best_f[:, None]).double().sum()
+    part_fP = neurons(other.take(best_f)) if is_part else b_FP  # a part has norms of its own
+    scale, error = max(_norm(a_fP) * _norm(part_fP), 1e-300), 0.0
     if not exact:
-        reached = gain_fF.gather(1, best_f[:, None]).double().sum()
-        most = min(gain_fF.amax(axis).double().sum() for axis in ((0, 1) if one.width == other.width else (1,)))
+        most = min(gain_fF.amax(axis).double().sum() for axis in ((1,) if is_part else (0, 1)))
         error = float(most - reached) / scale
-    return Matched(float((a_fP.double() * part_fP.double()).sum()) / scale, error, best_f)
+    product = (a_fP.double() * part_fP.double()).sum() if is_part else reached
+    return Matched(float(product) / scale, error, best_f)
 
 
 def plain_cosines(experts: Sequence[FFN]) -> torch.Tensor:
@@ -70,11 +74,12 @@ def plain_cosines(experts: Sequence[FFN]) -> torch.Tensor:
 def matched_cosines(experts: Sequence[FFN], widest: int = WIDEST) -> tuple[torch.Tensor, float]:
     """Return the cosine of each pair of experts after undoing permutations, float64 [E, E], and the largest error."""
     count, error = len(experts), 0.0
+    rows_EfP = [neurons(expert) for expert in experts]
     cosine_EE = torch.zeros(count, count, dtype=torch.float64)
     for i in range(count):
-        cosine_EE[i, i] = 1.0 if _norm(neurons(experts[i])) else 0.0
+        cosine_EE[i, i] = 1.0 if _norm(rows_EfP[i]) else 0.0
         for j in range(i):
-            found = matched(experts[i], experts[j], widest)
+            found = _matched(rows_EfP[i], rows_EfP[j], experts[j], widest)
             cosine_EE[i, j] = cosine_EE[j, i] = found.cosine
             error = max(error, found.error)
     return cosine_EE, error
