@@ -19,6 +19,7 @@ from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.place import RECORD
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import MoesaicError, TrainingError
+from moesaic.report.card import without_report
 from moesaic.training import settings
 from moesaic.training.checkpointing import checkpoints, read_json, write_json
 from moesaic.training.logbook import NAME as LOG
@@ -35,6 +36,8 @@ Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done since the last call, in all); stages are train (optimizer steps) and certify (layers)."""
 CURVE = ("eval/kl", "eval/cosine_distance", "eval/loss")
+BARE = "---\nlibrary_name: transformers\ntags: [moesaic]\n---\n\n# {name}\n"
+"""The card of what was trained from a model without one."""
 
 
 @dataclass(frozen=True)
@@ -286,9 +289,9 @@ def _certificate(
 
 
 def _card(source: Path, to: Path, training: Mapping[str, Any]) -> None:
-    """Write README.md: the source's own, and what training did."""
+    """Write README.md: the source's own but for its report, which shows the model before, and what training did."""
     card = source / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {to.parent.name}\n"
+    text = without_report(card.read_text(encoding="utf-8")) if card.is_file() else BARE.format(name=to.parent.name)
     lines = [f"{training['steps']:,} steps, {training['tokens']:,} tokens, by moesaic {training['moesaic']}."]
     if training["certificate"]:
         lines += ["", "| dense against MoE, after training | |", "|---|---|"]

@@ -13,6 +13,7 @@ import tyro
 from moesaic.cli import show
 from moesaic.cli.parsing import parsed
 from moesaic.cli.usage import UsageError
+from moesaic.errors import ReportError
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,9 @@ class ReportOptions:
     """The --out of a `moesaic train` that starts from the model or made it: curves by stage."""
     against: Optional[str] = None
     """A second model, shown beside the first: a folder, a name or a .json file like MODEL."""
-    out: Path = Path("report.html")
-    """The page; the numbers stand beside it with the ending .json."""
+    out: Optional[Path] = None
+    """The page; the numbers stand beside it with the ending .json. If left out, report.html in the folder of a model
+    that moesaic made, whose card then shows the main figure and links the page; for other models, here."""
     figures: Optional[Path] = None
     """Folder for the same figures as PNG and SVG."""
     watch: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -50,7 +52,7 @@ def parse_report(args: list[str]) -> ReportOptions:
         raise UsageError(f"--max-tokens: it must be 1 or more. Got {options.max_tokens}.")
     if options.watch and options.run is None:
         raise UsageError("--watch: there must be a --run whose log is followed. Got none. Name it.")
-    if options.out.suffix != ".html":
+    if options.out and options.out.suffix != ".html":
         raise UsageError(f"--out: a page must end in .html. Got '{options.out}'. Choose another.")
     return options
 
@@ -61,6 +63,7 @@ def report(args: list[str]) -> None:
     from moesaic.report import certificate_of, pictures, run_of, watch, write  # noqa: PLC0415  # help must not wait
 
     folder = _folder(options.model)
+    out = options.out or _place(options.model)
     may_be_empty = options.watch
     run = run_of(options.run, folder or _name(options.model), may_be_empty=may_be_empty) if options.run else None
     with show.bars() as bars:
@@ -71,17 +74,38 @@ def report(args: list[str]) -> None:
 
     def rewrite(refresh: int = 0) -> None:
         again = run_of(options.run, folder or diagnosis["model"], may_be_empty=may_be_empty) if options.run else run
-        files[:] = write(options.out, diagnosis, certificate, again, against, refresh=refresh)
+        files[:] = write(out, diagnosis, certificate, again, against, refresh=refresh)
 
     if options.watch and options.run:
         _follow(options.run, rewrite, watch)
     rewrite()
+    files += _in_card(out, options.model, diagnosis)
     if options.figures:
         files += pictures(options.figures, diagnosis, run, against)
     if options.json:
         print(json.dumps([str(file) for file in files], indent=2))  # noqa: T201  # on standard output
         return
     show.OUT.print(f"Wrote {files[0]}: open it in any browser. Its numbers are in {files[1]}.", soft_wrap=True)
+
+
+def _place(model: str) -> Path:
+    """Return where the page stands unless it is said: with its model, if that is a folder of ours."""
+    from moesaic.report import has_card  # noqa: PLC0415  # help must not wait for it
+
+    return Path(model if has_card(Path(model)) else "", "report.html")
+
+
+def _in_card(page: Path, model: str, diagnosis: dict[str, Any]) -> list[Path]:
+    """Show the report in the model's card, where the page stands beside it; return the files written."""
+    from moesaic.report import has_card, show_in_card  # noqa: PLC0415  # help must not wait for it
+
+    if not has_card(Path(model)) or page.parent.resolve() != Path(model).resolve():
+        return []
+    try:
+        return show_in_card(page, diagnosis)
+    except ReportError as error:
+        show.say(f"The model card is left as it is. {error}")
+        return []
 
 
 def _follow(run: Path, rewrite: Callable[[int], None], watch: Callable[..., None]) -> None:

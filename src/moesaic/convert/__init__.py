@@ -28,6 +28,7 @@ SIDE_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
 NOT_CARRIED = (
     "config.json",
     "moesaic.json",
+    "report.json",
     "README.md",
     "model.safetensors.index.json",
     "pytorch_model.bin.index.json",

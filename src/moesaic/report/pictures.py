@@ -47,23 +47,44 @@ def pictures(
     Raises:
         ReportError: where matplotlib is missing, or a diagnosis is not whole.
     """
+    models = [checked(one, "diagnosis") for one in (diagnosis, against) if one is not None]
+    with _drawing():
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            _save(figure, folder / f"{name}.{ending}")
+            for name, figure in _figures(models, run)
+            for ending in ("png", "svg")
+        ]
+
+
+def main_picture(file: Path, diagnosis: Model) -> Path:
+    """Draw the figure that tells most in one look, load by layer and expert, as PNG; return the file.
+
+    Raises:
+        ReportError: where matplotlib is missing, or the diagnosis is not whole.
+    """
+    with _drawing():
+        return _save(_load(checked(diagnosis, "diagnosis")), file)
+
+
+def _drawing() -> Any:
+    """Return the settings under which the same numbers give the same bytes."""
     try:
         from matplotlib import rc_context  # noqa: PLC0415  # an extra
     except ImportError:
-        raise ReportError("--figures: matplotlib must be installed. pip install 'moesaic[study]'") from None
-    models = [checked(one, "diagnosis") for one in (diagnosis, against) if one is not None]
-    folder.mkdir(parents=True, exist_ok=True)
-    made = []
-    with rc_context({"svg.hashsalt": "moesaic", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9}):
-        for name, figure in _figures(models, run):
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not for each file
-            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                file = folder / f"{name}.{ending}"
-                partial = folder / f".{file.name}.partial"
-                figure.savefig(partial, format=ending, dpi=200, metadata=metadata)
-                made.append(partial.replace(file))
-    return made
+        raise ReportError("figures: matplotlib must be installed. Got none. pip install 'moesaic[study]'") from None
+    return rc_context({"svg.hashsalt": "moesaic", "svg.fonttype": "none", "text.parse_math": False, "font.size": 9})
+
+
+def _save(figure: Any, file: Path) -> Path:
+    """Write a figure as what its ending says; it is laid out once, not for each file."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+    metadata = {"Software": None} if file.suffix == ".png" else {"Date": None}
+    partial = file.with_name(f".{file.name}.partial")
+    figure.savefig(partial, format=file.suffix[1:], dpi=200, metadata=metadata)
+    return partial.replace(file)
 
 
 def _figures(models: Sequence[Model], run: Mapping[str, Any] | None) -> Iterator[tuple[str, Any]]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 CARRIED = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 """Suffixes of tokenizer, processor, generation and code files."""
-NOT_CARRIED = ("config.json", "moesaic.json", INDEX, "pytorch_model.bin.index.json")
+NOT_CARRIED = ("config.json", "moesaic.json", "report.json", INDEX, "pytorch_model.bin.index.json")
 OF_LOADING = {
     *("dtype", "torch_dtype", "_name_or_path", "transformers_version", "distributed_config", "use_cache"),
     *("architectures", "auto_map", "return_dict", "_attn_implementation", "_experts_implementation"),
