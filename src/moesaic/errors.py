@@ -68,6 +68,10 @@ class ReportError(MoesaicError):
     """A page that can't be made of what is given."""
 
 
+class PushError(MoesaicError):
+    """A model that can't be uploaded, or a hub that does not take it."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string.
 

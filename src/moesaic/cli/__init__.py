@@ -20,13 +20,14 @@ COMMANDS = {
     "evaluate": "measure a model, or two against each other: perplexity, translation, retrieval, lm-eval, ...",
     "study": "methods x seeds under one budget: table with intervals, paired tests, plots",
     "report": "one offline page that shows what the experts of a model learned",
+    "push": "upload a finished model to the Hugging Face hub: folder, card and page",
     "calibrate": "run the dense model over your data, for methods that learn from it",
     "nli": "nonlinear functions as small tables: in a model, and as a hardware unit",
     "methods": "expert and router inits, with papers",
     "architectures": "which dense models become which sparse classes",
     "sources": "small real models and data that come inside packages; writes the data",
 }
-LONG = {"upcycle", "certify", "calibrate", "demo", "train", "evaluate", "study", "nli", "report"}
+LONG = {"upcycle", "certify", "calibrate", "demo", "train", "evaluate", "study", "nli", "report", "push"}
 """Commands that run models or make tables, for minutes."""
 
 

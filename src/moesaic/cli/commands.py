@@ -257,6 +257,13 @@ def report(args: list[str]) -> None:
     run(args)
 
 
+def push(args: list[str]) -> None:
+    """Upload a finished model."""
+    from moesaic.cli.options_push import push as run  # noqa: PLC0415
+
+    run(args)
+
+
 def nli(args: list[str]) -> None:
     """Interpolate nonlinear functions by tables."""
     from moesaic.cli.nli import run  # noqa: PLC0415
