@@ -9,6 +9,7 @@ from moesaic.checkpoints.audit import audit
 from moesaic.checkpoints.dense import DenseCheckpoint, read_json
 from moesaic.checkpoints.place import RECORD
 from moesaic.checkpoints.sources import cache, resolve
+from moesaic.checkpoints.sources.named import MODELS
 from moesaic.errors import MoesaicError
 from moesaic.ffn import FFN
 from moesaic.lazy import torch
@@ -31,7 +32,7 @@ def dense_folder(folder: Path | None, given: str | Path | None, say: Say) -> Pat
     if not source:
         return None
     name = str(source["name"])
-    places = (folder.parent / name, Path(name), cache.folder(name))
+    places = (folder.parent / name, Path(name), cache.folder(MODELS[name].key(name) if name in MODELS else name))
     found = next((path for path in places if (path / "config.json").is_file()), None)
     why = "it is not on this machine"
     if found is not None:
