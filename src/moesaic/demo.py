@@ -1,4 +1,4 @@
-"""The demo: a real model, upcycled, certified, asked questions, and trained beside its dense parent."""
+"""The demo: a real model, upcycled, certified, asked questions, trained beside its dense parent, and looked into."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from moesaic.certification import Certificate, SplicedCertificate
 from moesaic.checkpoints.dense import read_json
 from moesaic.checkpoints.sources import resolve
 from moesaic.convert import Options, Writing
+from moesaic.diagnostics import diagnose
 from moesaic.errors import TrainingError
 from moesaic.experts.spri import Spri
 from moesaic.informing import Knowledge
@@ -21,6 +22,7 @@ from moesaic.lazy import torch
 from moesaic.losses.dpsl import Dpsl
 from moesaic.modeling.loading import load
 from moesaic.recipes.continued_pretraining import continued_pretraining
+from moesaic.report import certificate_of, run_of, show_in_card, write
 from moesaic.running import Trained, train
 from moesaic.spec import Layers, MoESpec
 from moesaic.training.recipe import Loss, Recipe, Training
@@ -32,6 +34,8 @@ NEW_TOKENS = 12
 WINDOW = 128
 TRAINING = Training(steps=16, batch_size=4, learning_rate=1e-4, log_every=4, evaluate_every=8)
 """8,192 tokens: a minute for the MoE on two cores."""
+LOOKED_AT = 1000
+"""Tokens that the page is made from: seconds; comparing the weights of the experts takes half a minute more."""
 ROUTER_RATE = 2e-2
 """A fresh router is nearly uniform; in 16 steps DPSL shapes it only if it moves this fast."""
 
@@ -42,7 +46,7 @@ class Demo:
 
     Args:
         folder: the upcycled model. certificate: of step 0. answers: (prompt, dense answer, MoE answer).
-        moe, dense: both models after the same training.
+        moe, dense: both models after the same training. page: what the experts of the trained MoE do.
     """
 
     folder: Path
@@ -50,6 +54,7 @@ class Demo:
     answers: list[tuple[str, str, str]]
     moe: Trained
     dense: Trained
+    page: Path
 
     def losses(self) -> list[tuple[str, str, str]]:
         """Return (model, held-out loss before training, after), nats per token."""
@@ -86,8 +91,17 @@ def run(out: Path, *, overwrite: bool, say: Callable[[str], None], progress: Pro
         _recipe(folder, out / "moe-run", replace(TRAINING, router_learning_rate=ROUTER_RATE), (Dpsl(),), two_stages()),
         _recipe(Path(SOURCE), out / "dense-run", TRAINING, (), ()),
     )
-    trained = [train(recipe, say=say, progress=progress) for recipe in recipes]
-    return Demo(folder, made.certificate, list(zip(PROMPTS, dense, moe, strict=True)), *trained)
+    sparse, parent = (train(recipe, say=say, progress=progress) for recipe in recipes)
+    page = _page(sparse.folder, out / "moe-run", say, progress)
+    return Demo(folder, made.certificate, list(zip(PROMPTS, dense, moe, strict=True)), sparse, parent, page)
+
+
+def _page(model: Path, run: Path, say: Callable[[str], None], progress: Progress) -> Path:
+    """Write the report on the trained model beside it."""
+    diagnosis = diagnose(model, dense=resolve(SOURCE), max_tokens=LOOKED_AT, say=say, progress=progress).to_json()
+    page, _ = write(model / "report.html", diagnosis, certificate_of(model), run_of(run, model))
+    show_in_card(page, diagnosis, say)
+    return page
 
 
 def _recipe(model: Path, out: Path, training: Training, losses: Sequence[Loss], stages: Sequence[Stage]) -> Recipe:

@@ -221,6 +221,7 @@ def demo(args: list[str]) -> None:
     title = f"Both trained on the same {result.moe.tokens:,} tokens"
     show.table(title, result.losses(), ("model", "held-out loss before, nats per token", "after"))
     show.OUT.print(f"Wrote {result.folder} and {result.moe.folder}: they load with transformers' from_pretrained.")
+    show.OUT.print(f"What the experts do: open {result.page} in any browser.", soft_wrap=True, markup=False)
 
 
 def study(args: list[str]) -> None:

@@ -154,7 +154,7 @@ class ArchitecturesOptions:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Upcycle SmolLM2-135M, certify it, let dense and MoE answer the same prompts, and train both on the same text."""
+    """Upcycle SmolLM2-135M, certify it, ask dense and MoE the same, train both on the same text, show the experts."""
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")] = Path("moesaic-demo")
     """The folder to make."""

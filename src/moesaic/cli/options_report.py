@@ -13,7 +13,6 @@ import tyro
 from moesaic.cli import show
 from moesaic.cli.parsing import parsed
 from moesaic.cli.usage import UsageError
-from moesaic.errors import ReportError
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,7 @@ def _in_card(page: Path, model: str, diagnosis: dict[str, Any]) -> list[Path]:
 
     if not has_card(Path(model)) or page.parent.resolve() != Path(model).resolve():
         return []
-    try:
-        return show_in_card(page, diagnosis)
-    except ReportError as error:
-        show.say(f"The model card is left as it is. {error}")
-        return []
+    return show_in_card(page, diagnosis, show.say)
 
 
 def _follow(run: Path, rewrite: Callable[[int], None], watch: Callable[..., None]) -> None:

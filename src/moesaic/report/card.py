@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from moesaic.errors import ReportError
 from moesaic.report.gathering import CERTIFICATE
 from moesaic.report.pictures import main_picture
 
@@ -21,20 +22,21 @@ def has_card(folder: Path) -> bool:
     return (folder / CERTIFICATE).is_file() and (folder / CARD).is_file()
 
 
-def show_in_card(page: Path, diagnosis: Mapping[str, Any]) -> list[Path]:
+def show_in_card(page: Path, diagnosis: Mapping[str, Any], say: Callable[[str], None]) -> list[Path]:
     """Draw the main figure beside the page, and show it in the card there; again, and the same bytes come of it.
 
     Args:
-        page: in the model's folder. diagnosis: of the model.
+        page: in the model's folder. diagnosis: of the model. say: told where matplotlib is missing.
 
     Returns:
-        The files written: figure and card.
-
-    Raises:
-        ReportError: where matplotlib is missing.
+        The files written: figure and card, or none of them.
     """
     card = page.parent / CARD
-    figure = main_picture(page.parent / FIGURE, diagnosis)
+    try:
+        figure = main_picture(page.parent / FIGURE, diagnosis)
+    except ReportError as error:
+        say(f"{card}: the card is left as it is. {error}")
+        return []
     text = without_report(card.read_text(encoding="utf-8"))
     tokens = int(diagnosis["data"]["tokens"])
     link = quote(page.name)
