@@ -9,7 +9,10 @@ import pytest
 
 from moesaic.errors import NliError
 from moesaic.nli import FUNCTIONS, Grid, Nonlinearity, function, search
+from moesaic.nli.bounds import Bounds
+from moesaic.nli.chains import Chains
 from moesaic.nli.costs import TAU, Costs
+from moesaic.nli.searching import _Search
 
 
 def direct(known: Nonlinearity, x: np.ndarray, i: int, k: int, bins: int, cost: str) -> float:
@@ -44,10 +47,8 @@ def test_brute_force_finds_nothing_better(name: str, cost: str) -> None:
     grid = Grid.fixed(8, 3, low, low + 3.75)
     np.testing.assert_array_equal(grid.values, x)
     known, bins = FUNCTIONS[name], 2
-    best = min(
-        sum(direct(known, x, a, b, n, cost) for a, b, n in ((0, p, 1), (p, q, bins), (q, r, bins), (r, 30, 1)))
-        for p, q, r in combinations(range(1, 30), 3)
-    )
+    chord, inner = ({(a, b): direct(known, x, a, b, n, cost) for a, b in combinations(range(31), 2)} for n in (1, bins))
+    best = min(chord[0, p] + inner[p, q] + inner[q, r] + chord[r, 30] for p, q, r in combinations(range(1, 30), 3))
     found = search(known, grid, M=5, bins=bins, cost=cost)
     np.testing.assert_allclose(found.cost, best, rtol=1e-9, atol=1e-12)
     assert found.gap == 0
@@ -81,6 +82,56 @@ def test_the_plain_recursion_finds_nothing_better(name: str, grid: Grid, M: int,
     assert found.gap == 0
 
 
+@pytest.mark.parametrize("loose", [4, 1e6])
+@pytest.mark.parametrize(("name", "M"), [("silu", 6), ("tanh", 7), ("gelu", 6), ("mish", 7), ("exp", 3)])
+def test_over_zeros_the_plain_recursion_finds_nothing_better(name: str, M: int, loose: float, monkeypatch) -> None:
+    """Every 700th FP16 number: dense near 0, as the grid is; a few pairs of blocks, or all, are looked at closer."""
+    from moesaic.nli import searching  # noqa: PLC0415
+
+    monkeypatch.setattr(searching, "BLOCKS", 12)
+    monkeypatch.setattr(searching, "COARSE", 16)
+    monkeypatch.setattr(searching, "LOOSE", loose)
+    whole = Grid.for_function(FUNCTIONS[name])
+    grid = Grid(whole.format, whole.values[::700])
+    found = search(name, grid, M, 8)
+    np.testing.assert_allclose(found.cost, plain(function(name), grid.values, M, 8, "relative"), rtol=1e-8, atol=1e-11)
+    assert found.gap == 0
+
+
+@pytest.mark.parametrize("name", ["tanh", "silu", "rsqrt"])
+def test_no_table_costs_less_than_its_blocks_say(name: str) -> None:
+    """Real tables, by the pairs of blocks that their intervals are of; with tilts, and with bounds of quarters."""
+    whole = Grid.for_function(FUNCTIONS[name])
+    costs = Bounds(FUNCTIONS[name], Grid(whole.format, whole.values[::40]), 32)
+    size, M = len(costs.x), 6
+    inner = np.arange(1, size - 1)
+    first, last = np.full(size, np.inf), np.full(size, np.inf)
+    first[inner], last[inner] = costs.exact(0 * inner, inner, 1), costs.exact(inner, 0 * inner + size - 1, 1)
+    driver, chains = _Search(costs, M), Chains(costs.x, first, last, M)
+    starts = driver._evenly(60)
+    left, right = np.triu_indices(len(starts))
+    pairs = driver._bounded(left, right, starts, np.zeros(len(left)))
+    finer = driver._closer(pairs, np.full(len(pairs), np.inf), 1e-9)
+    assert (finer.least >= pairs.least).all()
+    assert (finer.least > 1.05 * pairs.least).any()
+    found = chains.totals(finer)
+    tilted = chains.totals(pairs, chains.tilts(pairs, chains.totals(pairs)))
+    through = np.maximum(found.through, tilted.through)
+    random = np.random.default_rng(0)
+    cuts = np.sort(random.choice(inner, (500, M - 2)), 1)
+    cuts = cuts[(np.diff(cuts, axis=1) > 0).all(1)]
+    parts = np.stack([costs.exact(a, b) for a, b in zip(cuts.T[:-1], cuts.T[1:], strict=True)])
+    total = first[cuts[:, 0]] + parts.sum(0) + last[cuts[:, -1]]
+    number = np.full((len(starts),) * 2, -1)
+    number[left, right] = np.arange(len(left))
+    block = np.searchsorted(starts, cuts, side="right") - 1
+    for step in range(M - 3):
+        pair = number[block[:, step], block[:, step + 1]]
+        assert (finer.least[pair] <= parts[step] * (1 + 1e-9) + 1e-9).all()
+        assert (through[pair] <= total * (1 + 1e-9) + 1e-9).all()
+    assert max(found.bound, tilted.bound) <= total.min()
+
+
 @pytest.mark.parametrize("name", ["silu", "exp", "tanh", "rsqrt", "hardswish", "mish", "sin"])
 def test_costs_of_long_intervals_are_the_sums(name: str) -> None:
     """1e-9 of the cost, and 1e-10 where f is straight."""
@@ -101,7 +152,7 @@ def test_costs_of_long_intervals_are_the_sums(name: str) -> None:
 def test_bounds_are_below_every_interval_of_the_blocks(name: str, size: int) -> None:
     """1e-9 for rounding; and for small blocks near the truth, for without that nothing would be pruned."""
     known = FUNCTIONS[name]
-    costs = Costs(known, Grid.for_function(known), 32)
+    costs = Bounds(known, Grid.for_function(known), 32)
     random = np.random.default_rng(size)
     length = random.integers(size + 1, len(costs.x) // 3, 60)
     first = random.integers(0, len(costs.x) - length - 2 * size)
@@ -123,7 +174,7 @@ def test_bounds_are_below_every_interval_of_the_blocks(name: str, size: int) -> 
 def test_bounds_over_bends_and_zeros_are_near_the_truth(name: str, ends: tuple[float, float]) -> None:
     """Half of FP16's points are near 0, where a bend of tanh is; of silu's costs there nodes decide."""
     known = FUNCTIONS[name]
-    costs = Costs(known, Grid.for_function(known), 32)
+    costs = Bounds(known, Grid.for_function(known), 32)
     first, last = np.searchsorted(costs.x, ends)[:, None]
     least, *_ = costs.least((first, first + 1), (last, last + 1)).T
     exact = np.min([costs.exact(first + a, last + b) for a in (0, 1) for b in (0, 1)], axis=0)
