@@ -80,3 +80,17 @@ def test_texts_of_the_manual_are_translations_of_each_other(fetched: dict[str, C
     digits = [pair for pair in numbers if pair[0]]
     same = sum(left == right for left, right in digits) / len(digits)
     assert same > 0.9  # numbers survive translation; paragraphs paired by chance share them in a few percent
+
+
+def test_lists_of_names_are_full_and_of_their_part(fetched: dict[str, Corpus]) -> None:
+    """Two parts can share a word, such as a kind of fish that is also food, but hardly any list."""
+    names = {part: corpora.find("emoji_names")(languages=("fi",)).rows(part) for part in corpora.PARTS}
+    own = {part: {row["text"] for row in rows} for part, rows in names.items()}
+    for part in corpora.PARTS:
+        lists = corpora.find("emoji_names")(languages=("fi", "ko"), joined=12).rows(part)
+        assert Counter(row["label"] for row in lists).keys() == {"fi", "ko"}
+        finnish = [row for row in lists if row["language"] == "fi"]
+        assert 0 < 12 * len(finnish) <= len({row["source"] for row in names[part]})
+        for row in finnish:
+            assert any(row["text"].startswith(name) for name in own[part])
+            assert row["text"].count(", ") >= 11  # a name can hold a comma itself

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from moesaic.corpora import Corpus
 from moesaic.corpora.domains import DEFAULT, Domains
 from moesaic.evaluation.tasks.perplexity import Perplexity
 from moesaic.experts.cluster_aware import ClusterAware
@@ -65,8 +66,7 @@ class LanguageBench:
     sample: int = 4
 
     def data(self, fold: int, out: Path, say: Say) -> None:
-        corpus = Domains(self.domains, longest=self.longest) if self.source == Domains.name() else None
-        write_parts(corpus or self.source, out, fold, {}, 0, say)
+        write_parts(self.corpus(), out, fold, {}, 0, say)
         rows, test = _read(out / ROWS), _read(out / TEST)
         train = list(_first([row for row in rows if row["part"] == "train"], self.train))
         validation = [row for row in rows if row["part"] == "validation"]
@@ -75,6 +75,10 @@ class LanguageBench:
         _write(out / SAMPLE, _first(train, self.sample))
         _write(out / TEST, _first(test, self.test))
         (out / ROWS).unlink()
+
+    def corpus(self) -> Corpus | str:
+        """Return what `source` names."""
+        return Domains(self.domains, longest=self.longest) if self.source == Domains.name() else self.source
 
     def dense(self, out: Path, say: Say) -> Path:
         from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
