@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import permutations
+from itertools import combinations, permutations
 
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from tests.integration.training_picos import mixtral
 from torch.testing import assert_close
 
 from moesaic.diagnostics.expert_weights import expert_ffns
-from moesaic.diagnostics.similarity import matched, matched_cosines, neurons, plain_cosines, work
+from moesaic.diagnostics.in_place import in_place
+from moesaic.diagnostics.similarity import (
+    _parts,
+    cosines_to,
+    matched,
+    matched_cosines,
+    neurons,
+    plain_cosines,
+    work,
+)
 from moesaic.ffn import FFN
 from moesaic.observing import moe_blocks
 
@@ -96,6 +106,65 @@ def test_a_part_of_the_dense_block_is_found_in_it(make_ffn: MakeFFN) -> None:
     assert found.neuron_f.tolist() == part.tolist()
     with pytest.raises(ValueError, match="at least as wide"):
         matched(dense, dense.take(part))
+
+
+def relatives(ffn: FFN, noise: float, which: str, count: int = 4) -> list[FFN]:
+    """Return copies of a block with noise in some of its matrices, as large as they are where it is 1."""
+    random = torch.Generator().manual_seed(0)
+
+    def blurred(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        drawn = torch.randn(tensor.shape, generator=random, dtype=tensor.dtype) * tensor.std()
+        return tensor + noise * drawn * (name in which.split())
+
+    return [ffn.map(blurred) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("noise", "which", "shows"),
+    [(0.0, "", True), (0.1, "up gate down", True), (1.0, "down", True), (9.0, "up down", False)],
+)
+@pytest.mark.parametrize("gated", [True, False])
+def test_a_proof_that_neurons_kept_their_order_agrees_with_the_best_matching(
+    make_ffn: MakeFFN, noise: float, which: str, shows: bool, gated: bool
+) -> None:
+    dense = make_ffn(width=40, hidden=64, gated=gated)
+    experts = relatives(dense, noise, which)
+    pairs = list(combinations(range(4), 2))
+    proved = in_place([neurons(one) for one in experts], _parts(dense), pairs)
+    assert shows == all(proved.values())
+    cosine_EE, error = matched_cosines(experts)
+    to_dense, _ = cosines_to(dense, experts)
+    for i, j in pairs:
+        best = matched(experts[i], experts[j])
+        assert cosine_EE[i, j] == pytest.approx(best.cosine, abs=1e-12)
+        if proved[i, j]:
+            assert best.neuron_f.tolist() == list(range(40))
+    assert to_dense == pytest.approx([matched(one, dense).cosine for one in experts], abs=1e-12)
+    assert error == 0
+
+
+def test_no_order_is_proved_of_neurons_that_moved(make_ffn: MakeFFN) -> None:
+    """Two swapped neurons are enough, among copies and among noisy ones."""
+    ffn = make_ffn(width=40, hidden=64)
+    swapped = ffn.take(torch.tensor([1, 0, *range(2, 40)]))
+    for experts in ([ffn, swapped], [relatives(ffn, 0.1, "up down")[0], swapped]):
+        rows_EfP = [neurons(one) for one in experts]
+        assert in_place(rows_EfP, _parts(ffn), [(0, 1)]) == {(0, 1): False}
+        assert in_place([rows_EfP[0], rows_EfP[0]], _parts(ffn), [(0, 1)]) == {(0, 1): True}
+    cosine_EE, _ = matched_cosines([ffn, swapped])
+    assert_close(cosine_EE, torch.ones(2, 2, dtype=torch.float64), **FLOAT64)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_proved_of_strangers_is_true(make_ffn: MakeFFN, seed: int) -> None:
+    """Of few neurons with noise of every size; whatever is proved is what the best matching finds."""
+    ffn = make_ffn(width=8, hidden=4, seed=seed)
+    for noise in (0.2, 0.5, 1.0):
+        one, other, *_ = relatives(ffn, noise, "up down gate")
+        if in_place([neurons(one), neurons(other)], _parts(ffn), [(0, 1)])[0, 1]:
+            gain_ff = (neurons(one) @ neurons(other).T).numpy()
+            rows, columns = linear_sum_assignment(gain_ff, maximize=True)
+            assert gain_ff.trace() >= gain_ff[rows, columns].sum() - 1e-12
 
 
 def test_work_counts_pairs() -> None:

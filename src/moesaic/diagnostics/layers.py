@@ -14,7 +14,7 @@ from moesaic.diagnostics.outputs import alike, outputs
 from moesaic.diagnostics.peaks import peaks
 from moesaic.diagnostics.routing import LayerRouting
 from moesaic.diagnostics.samples import Samples, Vectors
-from moesaic.diagnostics.similarity import matched, matched_cosines, neurons, plain_cosines, work
+from moesaic.diagnostics.similarity import cosines_to, matched_cosines, neurons, plain_cosines, work
 from moesaic.diagnostics.specialisation import TokenCounts
 from moesaic.errors import ObservationError
 from moesaic.ffn import FFN
@@ -104,10 +104,9 @@ def _similarity(experts: Sequence[FFN], dense: FFN | None, match: bool) -> Weigh
     to_dense = None
     if dense is not None and match and neurons(dense).shape[1] == neurons(experts[0]).shape[1]:
         here = dense.map(lambda _, tensor: tensor.to(experts[0].up.device))
-        wider = experts[0].width > dense.width
-        found = [matched(here, expert) if wider else matched(expert, here) for expert in experts]
-        to_dense = tuple(_figures(one.cosine) for one in found)
-        error = max(error, *(one.error for one in found))
+        cosines, wrong = cosines_to(here, experts)
+        to_dense = tuple(map(_figures, cosines))
+        error = max(error, wrong)
     return WeightSimilarity(
         None if pairs is None else _table(pairs), _table(plain_cosines(experts)), to_dense, _figures(error)
     )

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
+from moesaic.diagnostics.in_place import in_place
 from moesaic.ffn import FFN
 from moesaic.lazy import np, torch
 
@@ -65,24 +67,48 @@ def _matched(a_fP: torch.Tensor, b_FP: torch.Tensor, other: FFN, widest: int) ->
 
 def plain_cosines(experts: Sequence[FFN]) -> torch.Tensor:
     """Return the cosine of each pair of experts, neuron j with neuron j, float64 [E, E]."""
-    flat_EW = torch.stack([neurons(expert).flatten() for expert in experts])
-    gram_EE = (flat_EW @ flat_EW.T).double()
+    rows_fEP = torch.stack([neurons(expert) for expert in experts], 1)
+    gram_EE = (rows_fEP @ rows_fEP.mT).double().sum(0)  # millions of products in float32 would lose the fourth digit
     unit_E = torch.where(gram_EE.diagonal() > 0, gram_EE.diagonal().rsqrt(), 0.0)
     return gram_EE * unit_E[:, None] * unit_E[None, :]
 
 
 def matched_cosines(experts: Sequence[FFN], widest: int = WIDEST) -> tuple[torch.Tensor, float]:
-    """Return the cosine of each pair of experts after undoing permutations, float64 [E, E], and the largest error."""
-    count, error = len(experts), 0.0
-    rows_EfP = [neurons(expert) for expert in experts]
-    cosine_EE = torch.zeros(count, count, dtype=torch.float64)
-    for i in range(count):
-        cosine_EE[i, i] = 1.0 if _norm(rows_EfP[i]) else 0.0
-        for j in range(i):
-            found = _matched(rows_EfP[i], rows_EfP[j], experts[j], widest)
+    """Return the cosine of each pair of experts after undoing permutations, float64 [E, E], and the largest error.
+
+    Pairs whose neurons are proved to be in the same order need no matching.
+    """
+    rows_EfP, cosine_EE, error = [neurons(expert) for expert in experts], plain_cosines(experts), 0.0
+    cosine_EE.fill_diagonal_(1.0)
+    for place, rows_fP in enumerate(rows_EfP):
+        if not _norm(rows_fP):
+            cosine_EE[place, place] = 0.0
+    pairs = list(combinations(range(len(experts)), 2))
+    for (i, j), proved in in_place(rows_EfP, _parts(experts[0]), pairs).items():
+        if not proved:
+            found = _matched(rows_EfP[j], rows_EfP[i], experts[i], widest)
             cosine_EE[i, j] = cosine_EE[j, i] = found.cosine
             error = max(error, found.error)
     return cosine_EE, error
+
+
+def cosines_to(dense: FFN, experts: Sequence[FFN], widest: int = WIDEST) -> tuple[list[float], float]:
+    """Return the cosine of each expert to a dense block, the narrower matched to the wider, and the largest error."""
+    if experts[0].width > dense.width:
+        found = [matched(dense, expert, widest) for expert in experts]
+        return [one.cosine for one in found], max(one.error for one in found)
+    dense_FP, rows_EfP, cosines, error = neurons(dense), [neurons(expert) for expert in experts], [], 0.0
+    pairs = [(0, place + 1) for place in range(len(experts))] if experts[0].width == dense.width else []
+    proved = in_place([dense_FP, *rows_EfP], _parts(dense), pairs) if pairs else {}
+    for place, rows_fP in enumerate(rows_EfP):
+        if proved.get((0, place + 1)):
+            product = float((rows_fP * dense_FP).sum(1).double().sum())
+            cosines.append(product / max(_norm(rows_fP) * _norm(dense_FP), 1e-300))
+        else:
+            one = _matched(rows_fP, dense_FP, dense, widest)
+            cosines.append(one.cosine)
+            error = max(error, one.error)
+    return cosines, error
 
 
 def neurons(block: FFN) -> torch.Tensor:
@@ -101,6 +127,12 @@ def work(experts: int, width: int, hidden: int) -> int:
 
 def _with(rows_fD: torch.Tensor, bias_f: torch.Tensor | None) -> torch.Tensor:
     return rows_fD if bias_f is None else torch.cat([rows_fD, bias_f[:, None]], 1)
+
+
+def _parts(block: FFN) -> list[int]:
+    """Return the columns of each matrix in a block's neurons."""
+    gate = [] if block.gate is None else [block.hidden + (block.gate_bias is not None)]
+    return [block.hidden + (block.up_bias is not None), block.hidden, *gate]
 
 
 def _norm(matrix: torch.Tensor) -> float:
