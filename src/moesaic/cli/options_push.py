@@ -46,6 +46,8 @@ def push(args: list[str]) -> None:
         show.table(f"Files for {options.repo}", [(name, f"{size:,}") for name, size in found.files], ("file", "bytes"))
         if found.left_out:
             show.table("Left out", found.left_out, ("file", "why"))
+    if any(Path(name).name == "report.html" for name, _ in found.files):
+        show.say("report.html and report.json hold samples of the data that they were made from.")
     url = None
     if not options.dry_run:
         url = pushing.push(found, options.repo, private=options.private, revision=options.revision, say=show.say)

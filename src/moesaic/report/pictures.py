@@ -112,13 +112,14 @@ def _load(model: Model) -> Any:
     fair = np.full((len(layers), max(one["experts"] for one in layers)), np.nan)
     for place, one in enumerate(layers):
         fair[place, : one["experts"]] = np.asarray(one["load"], float) * one["experts"]
-    figure = _new(7, 1.2 + 0.14 * len(layers))
+    figure = _new(7, max(2.2, 1.2 + 0.14 * len(layers)))  # room for the words beside the bar
     axes = figure.add_subplot()
     shown = axes.imshow(np.log2(np.clip(fair, 1 / 8, 8)), cmap="PuOr", vmin=-3, vmax=3, aspect="auto")
     bar = figure.colorbar(shown, ax=axes, label="load / fair share")
     bar.set_ticks([-3, -1, 0, 1, 3], labels=["1/8", "1/2", "1", "2", "8"])
     kept = evenly(range(len(layers)), 16)
     axes.set_yticks(kept, [layers[place]["number"] for place in kept])
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="expert", ylabel="layer")
     return figure
 
