@@ -5,7 +5,8 @@
 Every nonlinear function of the models is computed by tables: SiLU in FFNs and experts, softmax in attention, softmax
 and division in routers, rsqrt in norms. A row gives perplexity without and with tables, KL, top-1 agreement, the layer
 that is farthest off, and the share of inputs that a table can't answer well at the worst site. The text is Python's
-manual, which comes with every Python, in windows of 256 tokens. All else is float32.
+manual, which comes with every Python, in windows of 256 tokens. All else is float32. curvature-inner and uniform-inner
+have 259 entries, too, and the searched table's first and last chord, so that none are spent where f is nearly straight.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from moesaic.modeling.loading import load
 from moesaic.spec import Layers, MoESpec
 
 WINDOW = 256
-SOURCES = ("nli", "curvature", "uniform", "nn-lut-256", "nn-lut-16")
+SOURCES = ("nli", "curvature-inner", "uniform-inner", "curvature", "uniform", "nn-lut-256", "nn-lut-16")
 TABLES = (*(f"{source}, range reduction" for source in SOURCES), "nli")
 """In the order of the table."""
 MOES = {"8 copies, all layers": (SparseUpcycling(), "all"), "8 of SPRI, every second layer": (Spri(), "every:2")}

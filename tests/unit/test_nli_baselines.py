@@ -37,6 +37,19 @@ def test_curvature_has_equal_largest_errors_and_less_than_uniform() -> None:
     assert error.max() < 0.3 * np.abs(uniform(x) - np.exp(x)).max()
 
 
+@pytest.mark.parametrize("baseline", [Uniform(259, (-8, 8)), Curvature(259, (-8, 8))])
+def test_inner_segments_have_one_chord_to_each_end(baseline: Uniform | Curvature) -> None:
+    """As many entries; exact at the four ends, straight outside, and far nearer than segments up to 65504."""
+    silu, grid = FUNCTIONS["silu"], Grid.fp16(-20, 65504)
+    made = baseline.fit(silu, grid)
+    assert len(made.breaks) == 259 + 1
+    np.testing.assert_array_equal(made.breaks[[1, 2, -2, -1]], [-20, -8, 8, 65504])
+    x = np.array([-20.0, -14.0, -8.0, 8.0, 32756.0, 65504.0])
+    np.testing.assert_allclose(made(x), np.interp(x, x[[0, 2, 3, 5]], silu(x[[0, 2, 3, 5]])), rtol=1e-12)
+    whole = Uniform(259).fit(silu, grid)
+    assert np.abs(made(GRID.values) - silu(GRID.values)).max() < 1e-3 * np.abs(whole(GRID.values)).max()
+
+
 def test_nn_lut_is_read_out_exactly_and_learns() -> None:
     """16 pieces; the same seed gives the same; longer training is better; a constant would be off by 0.5."""
     short, long = (NNLut(16, steps=steps, samples=512).fit(FUNCTIONS["sigmoid"], GRID) for steps in (20, 400))

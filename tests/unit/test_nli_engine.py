@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -179,12 +180,16 @@ def test_dtype_and_shape_are_kept_and_half_changes_no_table(dtype: torch.dtype) 
     assert not module.state_dict()
 
 
-def test_compiled_is_the_same() -> None:
-    """Both ways, and the gradient; the arithmetic in float64 leaves no freedom."""
+COMPILER = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="inductor: no C++ compiler")
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=[COMPILER, pytest.mark.slow])])
+@pytest.mark.parametrize("lookup", [True, False])
+def test_compiled_is_the_same(lookup: bool, backend: str) -> None:
+    """And the gradient; the arithmetic in float64 leaves no freedom but the bits of NaN."""
     x = torch.cat([ALL[::97].float(), torch.tensor([math.nan, math.inf])]).requires_grad_()
-    for lookup in (True, False):
-        module = Interpolated(TABLES["silu"], lookup=lookup)
-        compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-        assert_close(compiled(x), module(x), rtol=0, atol=0, equal_nan=True)
-        ours, theirs = (torch.autograd.grad(f(x)[:-2].sum(), x)[0] for f in (module, compiled))
-        assert_close(theirs, ours, rtol=0, atol=0, equal_nan=True)
+    module = Interpolated(TABLES["silu"], lookup=lookup)
+    compiled = torch.compile(module, backend=backend, fullgraph=True)
+    assert_close(compiled(x), module(x), rtol=0, atol=0, equal_nan=True)
+    ours, theirs = (torch.autograd.grad(f(x)[:-2].sum(), x)[0] for f in (module, compiled))
+    assert_close(theirs, ours, rtol=0, atol=0, equal_nan=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from moesaic.nli.table import RANGE
 BASELINES: Mapping[str, Uniform | Curvature | NNLut] = {
     "uniform": Uniform(),
     "curvature": Curvature(),
+    "uniform-inner": Uniform(),
+    "curvature-inner": Curvature(),
     "nn-lut-16": NNLut(16),
     "nn-lut-256": NNLut(256),
 }
+"""`-inner`: with the first and last chord of the table that comes with moesaic, and all others between these."""
 CODES = 2**16
 """Inputs that FP16 tells apart."""
 
@@ -61,8 +66,8 @@ def choose(source: str | Path, names: Iterable[str], *, range_reduction: bool = 
     """Return a table of each function.
 
     Args:
-        source: `nli`, the tables that come with moesaic; `uniform`, `curvature`, `nn-lut-16`, `nn-lut-256`, to compare
-            with; or a folder with NAME.json of `moesaic nli table`, and NAME_reduced.json for range reduction.
+        source: `nli`, the tables that come with moesaic; to compare with, a name of `BASELINES`; or a folder with
+            NAME.json of `moesaic nli table`, and NAME_reduced.json for range reduction.
         names: of functions. range_reduction: take rsqrt and reciprocal from tables with range reduction.
 
     Raises:
@@ -81,10 +86,15 @@ def choose(source: str | Path, names: Iterable[str], *, range_reduction: bool = 
     return found
 
 
+@cache
 def _baseline(source: str, known: Nonlinearity, *, range_reduction: bool) -> Chords:
     reduction: Reduction = known.reduction if range_reduction else "none"
     grid = Grid.for_function(known) if reduction == "none" else Grid.fp16(*RANGE[reduction])
-    return Chords(BASELINES[source].fit(known, grid), reduction)
+    baseline = BASELINES[source]
+    if source.endswith("-inner") and not isinstance(baseline, NNLut):
+        cuts = table_of(known.name if reduction == "none" else f"{known.name}_reduced").cuts
+        baseline = replace(baseline, inner=(cuts[1], cuts[-2]))
+    return Chords(baseline.fit(known, grid), reduction)
 
 
 def _read(folder: Path, name: str) -> Table:

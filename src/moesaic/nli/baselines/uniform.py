@@ -16,6 +16,7 @@ class Uniform:
 
     Args:
         entries: values of the table; chords are one fewer.
+        inner: where the equal parts are; outside, one chord to each end of the grid. None: everywhere.
 
     >>> from moesaic.nli.functions import FUNCTIONS
     >>> Uniform(3).fit(FUNCTIONS["tanh"], Grid.fp16(-2, 2)).breaks[1:]
@@ -23,8 +24,11 @@ class Uniform:
     """
 
     entries: int = 259
+    inner: tuple[float, float] | None = None
 
     def fit(self, function: Nonlinearity, grid: Grid) -> Pieces:
         """Return the chords."""
-        x = np.linspace(grid.values[0], grid.values[-1], self.entries)
+        ends = grid.values[[0, -1]]
+        x = np.linspace(*(self.inner or ends), self.entries - (2 if self.inner else 0))
+        x = np.union1d(x, ends)
         return Pieces.through("uniform", x, function(x))
