@@ -28,8 +28,8 @@ class StudyOptions:
     """
 
     study: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="STUDY")] = tyro.MISSING
-    """speech_translation, language_model, encoder or router_losses; or path/to/file.py:function, a function (*, smoke)
-    that returns a Study."""
+    """speech_translation, language_model, languages, encoder or router_losses; or path/to/file.py:function, a function
+    (*, smoke) that returns a Study."""
     out: Path = tyro.MISSING
     """Folder of the study."""
     model: Optional[str] = None
