@@ -13,7 +13,7 @@ from moesaic.studies.study import Study
 LANGUAGES = ("da", "et", "fi", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nl", "pl", "ru", "th", "vi", "zh")
 SMOKE = ("fi", "hu", "ko")
 STEPS, BATCH, WINDOW = 32, 8, 64
-RATES = (1.5e-4, 3e-4)
+RATES = (3e-4, 6e-4, 1.2e-3)
 
 
 @dataclass(frozen=True)
