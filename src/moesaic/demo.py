@@ -25,6 +25,7 @@ from moesaic.recipes.continued_pretraining import continued_pretraining
 from moesaic.report import certificate_of, run_of, show_in_card, write
 from moesaic.running import Trained, train
 from moesaic.spec import Layers, MoESpec
+from moesaic.training.precision import fastest
 from moesaic.training.recipe import Loss, Recipe, Training
 from moesaic.training.stages import Stage, two_stages
 
@@ -87,9 +88,10 @@ def run(out: Path, *, overwrite: bool, say: Callable[[str], None], progress: Pro
     assert made.certificate is not None
     dense = _answers(resolve(SOURCE), "answer (dense)", progress)
     moe = _answers(folder, "answer (MoE)", progress)
+    training = replace(TRAINING, precision=fastest())
     recipes = (
-        _recipe(folder, out / "moe-run", replace(TRAINING, router_learning_rate=ROUTER_RATE), (Dpsl(),), two_stages()),
-        _recipe(Path(SOURCE), out / "dense-run", TRAINING, (), ()),
+        _recipe(folder, out / "moe-run", replace(training, router_learning_rate=ROUTER_RATE), (Dpsl(),), two_stages()),
+        _recipe(Path(SOURCE), out / "dense-run", training, (), ()),
     )
     sparse, parent = (train(recipe, say=say, progress=progress) for recipe in recipes)
     page = _page(sparse.folder, out / "moe-run", say, progress)
