@@ -190,6 +190,14 @@ def test_full_grid_is_proved_and_beats_the_published_cut_points() -> None:
     assert found.cost / len(grid) < 3.1250e-3
 
 
+@pytest.mark.parametrize("straight", [lambda x: x, lambda x: 3 * x + 1 / 3])
+def test_of_a_straight_function_any_table_is_the_best(straight) -> None:
+    """Without going through all pairs of blocks, of which none could be dropped."""
+    found = search(straight, Grid.fp16(1, 4))
+    np.testing.assert_allclose(found.cost, 0, atol=1e-9)
+    assert found.gap == 0
+
+
 def test_stopped_early_it_says_how_far_off_it_can_be() -> None:
     grid = Grid.for_function(FUNCTIONS["rsqrt"])
     found = search("rsqrt", grid, most_pairs=0)

@@ -52,6 +52,8 @@ LOOSE = 4
 """A bound is loose if it is as far below a cost of its blocks as this part of the gap of the whole table."""
 ROUNDING = 1e-9
 """Relative: sums of so many points are not known better."""
+NOTHING = 1e-13
+"""Of the sum of all values: as little may be lost in sums of exact values."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,8 @@ class _Search:
         """Return the best table, by the steps above."""
         size = len(self.costs.x)
         known = self._incumbent()
+        if known[1] <= self._nothing():
+            return self._found(known, 0.0)
         chains = Chains(self.costs.x, *self._ends(_limit(known)), self.M)
         starts = self._evenly(BLOCKS)
         left, right = np.triu_indices(len(starts))
@@ -142,6 +146,11 @@ class _Search:
             known = self._along(path, known)
             left, right, starts, floor = self._halved(pairs)
         return self._found((np.array([0, *path[:, 0], size - 1]), bound) if bound < known[1] else known, 0.0)
+
+    def _nothing(self) -> float:
+        """Return a cost that may be rounding alone: that of a straight function, for which all tables are the best."""
+        whole = float(self.costs.w @ np.abs(self.costs.y))
+        return NOTHING * (whole / len(self.costs.x) if self.costs.cost.startswith("mean") else whole)
 
     def _found(self, table: tuple[Vector, float], gap: float) -> Found:
         cuts = tuple(map(float, self.costs.x[table[0]]))
@@ -263,7 +272,7 @@ class _Search:
             around = cuts[1:-1, None] + step * np.arange(-AROUND, AROUND + 1)
             points = np.unique(np.concatenate([[0, size - 1], np.clip(around.ravel(), 0, size - 1), cuts]))
             better, new = self._among(points)
-            improved = new < cost * (1 - 1e-6)
+            improved = new < cost * (1 - 1e-6) and cost > self._nothing()
             if new < cost:
                 cuts, cost = better, new
             if step == 1 and not improved:
@@ -314,7 +323,8 @@ class _Search:
         limit = _limit(known)
         keep = np.flatnonzero(through <= limit)
         room = limit - (plain.through[keep] - pairs.least[keep])
-        blocks = chains.cheapest(pairs, plain)
+        none = not np.isfinite(plain.bound)  # where costs are nothing but rounding
+        blocks = np.zeros(self.M - 2, dtype=np.int64) if none else chains.cheapest(pairs, plain)
         return pairs.chosen(keep), room, bound, np.stack([pairs.starts[blocks], pairs.stops[blocks]], 1)
 
     def _along(self, path: Vector, known: tuple[Vector, float]) -> tuple[Vector, float]:

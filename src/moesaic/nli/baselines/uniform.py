@@ -29,6 +29,7 @@ class Uniform:
     def fit(self, function: Nonlinearity, grid: Grid) -> Pieces:
         """Return the chords."""
         ends = grid.values[[0, -1]]
-        x = np.linspace(*(self.inner or ends), self.entries - (2 if self.inner else 0))
+        low, high = self.inner or ends.tolist()
+        x = np.linspace(low, high, self.entries - (2 if self.inner else 0))
         x = np.union1d(x, ends)
         return Pieces.through("uniform", x, function(x))
