@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 from moesaic.corpora import Corpus
 from moesaic.corpora.emoji_names import EmojiNames
-from moesaic.studies.arm import Arm
 from moesaic.studies.catalogue import language_model
 from moesaic.studies.catalogue.language_model import LanguageBench
 from moesaic.studies.study import Study
@@ -15,8 +14,6 @@ LANGUAGES = ("da", "et", "fi", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nl", "
 SMOKE = ("fi", "hu", "ko")
 STEPS, BATCH, WINDOW = 32, 8, 64
 RATES = (3e-4, 6e-4, 1.2e-3)
-ROUTER_RATE = 0.01
-"""Of fitted routers, times the learning rate: their rows are short, so steps that suit weights would undo the fit."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def make(*, smoke: bool) -> Study:
         question="SmolLM2 learns 16 languages that it hardly knows, from lists of names: which init helps, and does an "
         "expert for each language earn its keep?",
         bench=ListsBench(),
-        arms=arms(len(LANGUAGES)),
+        arms=language_model.arms(len(LANGUAGES)),
         budget=replace(study.budget, steps=STEPS, batch_size=BATCH),
         rates=RATES,
     )
@@ -59,16 +56,8 @@ def make(*, smoke: bool) -> Study:
     chosen = {arm.name for arm in study.arms}
     return replace(
         made,
-        arms=tuple(arm for arm in arms(len(SMOKE)) if arm.name in chosen),
+        arms=tuple(arm for arm in language_model.arms(len(SMOKE)) if arm.name in chosen),
         bench=ListsBench(domains=SMOKE, train=40, validation=2, test=2, sample=20),
         budget=study.budget,
         rates=study.rates,
-    )
-
-
-def arms(languages: int) -> tuple[Arm, ...]:
-    """Return the methods of the language model, of which the recommended one keeps its routers as they are fitted."""
-    return tuple(
-        replace(arm, router_rate=ROUTER_RATE) if arm.kind == "recommended" else arm
-        for arm in language_model.arms(languages)
     )
