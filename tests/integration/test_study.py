@@ -185,7 +185,7 @@ def test_another_study_does_not_go_on_in_the_folder(made: Study, finished: Path)
 
 
 def test_an_unknown_arm_leaves_no_study_behind(made: Study, tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="only must name arms of dense, spri, iso-flop"):
+    with pytest.raises(StudyError, match="an arm must be one of dense, spri, iso-flop"):
         study(made, tmp_path / "out", only=("sprii",))
     assert not (tmp_path / "out").exists()
 

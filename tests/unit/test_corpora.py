@@ -129,18 +129,19 @@ def test_a_missing_client_is_named(
 
 @dataclass(frozen=True)
 class Toy(Corpus):
-    """Forty sources, two rows each."""
+    """Forty sources or fewer, two rows each."""
 
     licence: ClassVar[str] = "MIT"
     what: ClassVar[str] = "a toy"
     media: ClassVar[tuple[str, ...]] = ("image",)
     root: str = ""
+    sources: int = 40
 
     def folder(self, say: Say) -> Path:
         return Path(self.root)
 
     def examples(self, folder: Path, part: Part, belongs: Callable[[str], bool]) -> Iterable[Row]:
-        for number in range(40):
+        for number in range(self.sources):
             if belongs(str(number)):
                 for turn in range(2):
                     yield {"image": f"deep/{number}.png", "text": f"é {number}.{turn}", "source": str(number)}
@@ -200,6 +201,12 @@ def test_nothing_is_left_of_a_corpus_that_could_not_be_written(toy: Toy, tmp_pat
     with pytest.raises(FileNotFoundError):
         corpora.write(toy, tmp_path / "place" / "out")
     assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_nothing_is_written_where_a_part_would_be_empty(toy: Toy, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"test must have rows\. Got none by .*'sources': 1"):
+        corpora.write(Toy(root=toy.root, sources=1), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 # -- stamps ------------------------------------------------------------------------------------------------------

@@ -44,13 +44,18 @@ def write(corpus: Corpus, out: str | Path, fold: int = 0, *, say: Say = _silent)
         fold: which fifth of the sources is the test part, 0 to 4.
 
     Raises:
-        ValueError: if there is no such fold. SourceError: if `out` holds something, or a package can't be had.
+        ValueError: if there is no such fold. SourceError: if `out` holds something, a package can't be had, or nothing
+            is left to train or to test on.
     """
     target = Path(out).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise SourceError(f"{target}: the folder to write must be new or empty. Got one in use. Choose another name.")
     folder = corpus.folder(say)
     parts = {part: list(corpus.relative(folder, part, fold)) for part in PARTS}
+    if empty := [part for part in ("train", "test") if not parts[part]]:
+        raise SourceError(
+            f"{corpus.name()}: {' and '.join(empty)} must have rows. Got none by {corpus.settings()}. Change an option."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".partial-{target.name}-", dir=target.parent))
     try:

@@ -56,7 +56,7 @@ def study(
     for name in only:
         if name not in {arm.name for arm in made.arms}:
             known = ", ".join(arm.name for arm in made.arms)
-            raise StudyError(f"study {made.name}: only must name arms of {known}. Got '{name}'. Correct it.")
+            raise StudyError(f"study {made.name}: an arm must be one of {known}. Got '{name}'. Correct it.")
     _settle(made, place, resume)
     chosen = [arm.name for arm in made.arms if not only or arm.name in only]
     total = len(chosen) * len(made.seeds)
