@@ -13,6 +13,7 @@ import pytest
 import torch
 from tests.integration.calibrating import llama, text
 
+from moesaic.checkpoints.journal import NAME as JOURNAL
 from moesaic.errors import StudyError
 from moesaic.evaluation.tasks.perplexity import Perplexity
 from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
@@ -149,6 +150,9 @@ def test_a_study_in_pieces_ends_in_the_same_numbers(
     assert first.missing == ("dense", "iso-flop")
     cell = Cell("spri", 0, made.rates)
     (cell.folder(out) / "cell.json").unlink()  # as if it had been killed before its last step
+    halfway = cell.folder(out) / "moe.partial"  # and another time in its conversion
+    halfway.mkdir()
+    (halfway / JOURNAL).write_text("{")
     study(made, out, workers=2, resume=True)
     assert numbers(out) == numbers(finished)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.api import upcycle
+from moesaic.convert import Writing
 from moesaic.evaluation import evaluate
 from moesaic.evaluation.intervals import drawn
 from moesaic.experts.base import ExpertInit
@@ -136,6 +137,7 @@ def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Pat
         router=arm.router,
         seed=seed,
         certify=False,
+        writing=Writing(overwrite=True),  # what an interrupted conversion left
         data=study.bench.calibration(data) if _learns(arm) else None,
         **study.bench.upcycling(),
     )

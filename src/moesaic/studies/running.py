@@ -151,8 +151,9 @@ def _finished(made: Study, missing: Sequence[Cell], out: Path, workers: int, say
         running = {pool.submit(_problem, made, cell, out, _nothing): cell for cell in missing}
         for future in as_completed(running):
             cell = running[future]
-            say(f"{cell.arm}, seed {cell.seed}: done")
-            yield cell, future.result()
+            if not (problem := future.result()):
+                say(f"{cell.arm}, seed {cell.seed}: done")
+            yield cell, problem
 
 
 def _begin(numbers: Any, threads: int) -> None:

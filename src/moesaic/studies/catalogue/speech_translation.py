@@ -137,6 +137,20 @@ def arms() -> tuple[Arm, ...]:
         control("norm-matched-gaussian", "last linear Gaussian of norm 1e-3", NormMatchedGaussian()),
         control("zero-routed", "last linear zero", ZeroRouted()),
         ISO_FLOP,
+        replace(
+            ISO_FLOP,
+            name="iso-flop-up",
+            what="the same of SPRI's blocks in the first linear",
+            experts=Spri(placement="up"),
+        ),
+        Arm(
+            "languages-up",
+            "16 experts, blocks in the first linear, routers fitted to the target languages",
+            "recommended",
+            Spri(placement="up"),
+            router=Ridge(),
+            spec=LANGUAGES,
+        ),
         Arm(
             "languages",
             "16 experts, last linear zero, routers fitted to the target languages",
