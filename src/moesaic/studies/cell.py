@@ -48,9 +48,10 @@ class Cell:
         return out / "cells" / self.arm / f"seed-{self.seed}"
 
     def found(self, out: Path) -> dict[str, Any] | None:
-        """Return what came of it; None where it is still to be run."""
+        """Return what came of it; None where it is still to be run, or was run with other rates."""
         file = self.folder(out) / DONE
-        return read_json(file) if file.is_file() else None
+        made = read_json(file) if file.is_file() else None
+        return made if made and set(made["tried"]) == {f"{rate:g}" for rate in self.rates} else None
 
 
 def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
@@ -69,10 +70,14 @@ def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
     model = dense
     if arm.experts is not None:
         model = _upcycled(study, arm, arm.experts, cell.seed, dense, data, folder / "moe")
-    tries = [_tried(study, arm, cell.seed, rate, model, dense, data, folder, say) for rate in cell.rates]
+
+    trials = _Trials(study, arm, cell.seed, model, dense, data, folder, say)
+    tries = [trials.known(rate) or trials.train(rate) for rate in cell.rates]
     best = min(tries, key=lambda one: float(one["held_out"]["last"]["eval/loss"]))
-    trained, began = folder / f"run-{best['rate']:g}" / "model", _cpu()
-    recipe = _recipe(study, arm, cell.seed, best["rate"], model, data, trained.parent)
+    if not trials.model_of(best["rate"]).is_dir():  # rates were added to a finished cell
+        best = trials.train(best["rate"])
+    trained, began = trials.model_of(best["rate"]), _cpu()
+    recipe = trials.recipe(best["rate"])
     measures = {one.title: _measured(study, one, trained, data, folder, cell.seed) for one in study.bench.measures()}
     held = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
     made = {"arm": cell.arm, "seed": cell.seed, **best, "tried": held, "look": look(trained, recipe)}
@@ -81,6 +86,61 @@ def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
         shutil.rmtree(place, ignore_errors=True)
     write_json(folder / DONE, made)
     return made
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """The runs of a cell, one at each rate."""
+
+    study: Study
+    arm: Arm
+    seed: int
+    model: Path
+    dense: Path
+    data: Path
+    folder: Path
+    say: Say
+
+    def model_of(self, rate: float) -> Path:
+        return self.folder / f"run-{rate:g}" / "model"
+
+    def record(self, rate: float) -> Path:
+        return self.folder / f"try-{rate:g}.json"
+
+    def known(self, rate: float) -> dict[str, Any] | None:
+        """Return what came of a run, whether or not its model is still there."""
+        file = self.record(rate)
+        return read_json(file) if file.is_file() else None
+
+    def train(self, rate: float) -> dict[str, Any]:
+        """Run, and return what came of it."""
+        began = time.monotonic(), _cpu()
+        place = self.model_of(rate).parent
+        recipe = replace(self.recipe(rate), parent=str(self.dense))
+        trained = train(recipe, overwrite=True, certify=False, say=self.say)
+        for checkpoint in place.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+        made = {
+            "rate": rate,
+            "steps": trained.steps,
+            "tokens": trained.tokens,
+            "held_out": {"first": dict(trained.curve[0]), "last": dict(trained.curve[-1])},
+            "train_loss": [list(pair) for pair in trained.losses],
+            "seconds": round(time.monotonic() - began[0], 1),
+            "cpu_seconds": round(_cpu() - began[1], 1),
+        }
+        write_json(self.record(rate), made)
+        return made
+
+    def recipe(self, rate: float) -> Recipe:
+        teacher = None
+        if self.arm.teacher is not None:
+            from moesaic.training.teacher import EnsembleTeacher  # noqa: PLC0415  # imports torch
+
+            teacher = EnsembleTeacher(self.arm.teacher)
+        training = replace(self.arm.trained(self.study.budget, rate), seed=self.seed)
+        made = self.study.bench.recipe(self.model, self.data, self.model_of(rate).parent, training)
+        return replace(made, losses=self.arm.losses, stages=self.arm.stages, teacher=teacher)
 
 
 def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
@@ -98,32 +158,6 @@ def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
 def dense_of(study: Study, out: Path, say: Say) -> Path:
     """Return the folder of the dense model."""
     return study.bench.dense(out / "dense", say)
-
-
-def _tried(
-    study: Study, arm: Arm, seed: int, rate: float, model: Path, dense: Path, data: Path, folder: Path, say: Say
-) -> dict[str, Any]:
-    """Train at a rate; return what is known of it, and leave the trained model in place."""
-    place, file = folder / f"run-{rate:g}", folder / f"try-{rate:g}.json"
-    if file.is_file() and (place / "model").is_dir():
-        known: dict[str, Any] = read_json(file)
-        return known
-    began = time.monotonic(), _cpu()
-    recipe = replace(_recipe(study, arm, seed, rate, model, data, place), parent=str(dense))
-    trained = train(recipe, overwrite=True, certify=False, say=say)
-    for checkpoint in place.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    made = {
-        "rate": rate,
-        "steps": trained.steps,
-        "tokens": trained.tokens,
-        "held_out": {"first": dict(trained.curve[0]), "last": dict(trained.curve[-1])},
-        "train_loss": [list(pair) for pair in trained.losses],
-        "seconds": round(time.monotonic() - began[0], 1),
-        "cpu_seconds": round(_cpu() - began[1], 1),
-    }
-    write_json(file, made)
-    return made
 
 
 def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Path, data: Path, to: Path) -> Path:
@@ -148,17 +182,6 @@ def _learns(arm: Arm) -> bool:
     """Whether an arm's methods read activations."""
     size = LayerSpec(arm.spec.num_experts, arm.spec.top_k, 64, 256, 256)
     return any(method is not None and method.statistics(size) for method in (arm.experts, arm.router))
-
-
-def _recipe(study: Study, arm: Arm, seed: int, rate: float, model: Path, data: Path, out: Path) -> Recipe:
-    teacher = None
-    if arm.teacher is not None:
-        from moesaic.training.teacher import EnsembleTeacher  # noqa: PLC0415  # imports torch
-
-        teacher = EnsembleTeacher(arm.teacher)
-    training = replace(arm.trained(study.budget, rate), seed=seed)
-    made = study.bench.recipe(model, data, out, training)
-    return replace(made, losses=arm.losses, stages=arm.stages, teacher=teacher)
 
 
 def _measured(study: Study, measure: Measure, model: Path, data: Path, folder: Path, seed: int) -> dict[str, Any]:

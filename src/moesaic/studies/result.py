@@ -168,8 +168,11 @@ def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) 
 
 
 def _cells(study: Study, arm: str, out: Path) -> list[dict[str, Any]]:
-    """Return the finished cells of an arm, a seed each."""
-    made = [Cell(arm, seed, study.rates).found(out) for seed in study.seeds]
+    """Return the finished cells of an arm, a seed each, at the rate that the first one chose."""
+    first = Cell(arm, study.seeds[0], study.rates).found(out)
+    if first is None:
+        return []
+    made = [first, *(Cell(arm, seed, (first["rate"],)).found(out) for seed in study.seeds[1:])]
     return [one for one in made if one is not None]
 
 

@@ -91,8 +91,8 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
         write_json(file, now)
         return
     then = read_json(file)
-    # Arms and seeds may be added or taken away: cells stand each for themselves.
-    changed = [key for key in now if key not in ("arms", "references", "seeds") and then.get(key) != now[key]]
+    # Arms, seeds and rates may be added or taken away: cells stand each for themselves, of tries the losses are kept.
+    changed = [key for key in now if key not in ("arms", "references", "seeds", "rates") and then.get(key) != now[key]]
     arms = {arm["name"]: arm for arm in then["arms"]}
     changed += [f"arm {arm['name']}" for arm in now["arms"] if arms.get(arm["name"], arm) != arm]
     if changed:

@@ -139,13 +139,15 @@ function matrixFigure({ id, title, caption, kinds, offDiagonal }) {
         if (!all[m]) return el("p", { class: "note" }, "Not measured for this layer, or left out of the page for its size; see the .json file.");
         const size = Math.min(width, 460);
         const ids = d3.range(packOf(model).rows);
+        const edges = [-0.5, ids.length - 0.5];
         const text = ({ i, j, value }) => (i === j && offDiagonal ? `expert ${i}\nchosen by ${short(value)} of tokens` : `experts ${i} and ${j}\n${short(value)}`);
         return plotted({
           width: size, height: size, marginLeft: 40, marginTop: 40, marginRight: 4, marginBottom: 4, ariaLabel: title,
-          x: { domain: ids, type: "band", label: "expert", axis: "top", ticks: ticks(ids, size / 30), padding: 0.03 },
-          y: { domain: ids, type: "band", label: "expert", ticks: ticks(ids, size / 22), padding: 0.03 }, color,
+          x: { domain: edges, label: "expert", axis: "top", ticks: ticks(ids, size / 30) },
+          y: { domain: edges, label: "expert", ticks: ticks(ids, size / 22), reverse: true }, color,
           marks: [
-            Plot.cell(all[m].filter(({ i, j, value }) => value != null && !(offDiagonal && i === j)), { x: "j", y: "i", fill: "value" }),
+            // One image: a rectangle for each pair of 64 experts would halt scrolling.
+            Plot.raster(all[m].map(({ i, j, value }) => (offDiagonal && i === j ? NaN : value ?? NaN)), { width: ids.length, height: ids.length, x1: edges[0], x2: edges[1], y1: edges[0], y2: edges[1], imageRendering: "pixelated" }),
             Plot.tip(all[m], Plot.pointer({ x: "j", y: "i", title: text, fill: "var(--card)" })),
           ],
         });
