@@ -47,6 +47,11 @@ class Towers:
     full: int
     place: Place
 
+    def scale(self) -> float:
+        """Return what the model multiplies cosines by in its loss; 1 where it has no such parameter."""
+        logit_scale = getattr(self.model, "logit_scale", None)
+        return 1.0 if logit_scale is None else float(logit_scale.detach().double().exp())
+
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the features of texts, each of length 1, float32 [N, D] on the CPU; longer texts are cut."""
         prefix, suffix = self.text.special()

@@ -1,4 +1,4 @@
-"""Ranks of what was to be found, and the metrics that are made of them."""
+"""Ranks and losses of what was to be found, and the metrics that are made of them."""
 
 from __future__ import annotations
 
@@ -21,6 +21,16 @@ def rank_of(scores_C: torch.Tensor, right: Sequence[int]) -> int:
     wrong[list(right)] = False
     below = scores_C[wrong] < scores_C[list(right)].max()
     return 1 + int((~below).sum())
+
+
+def loss_of(logits_C: torch.Tensor, right: Sequence[int]) -> float:
+    """Return the cross-entropy of the right candidates together, nats: minus the log of their share of the softmax.
+
+    >>> import torch
+    >>> round(loss_of(torch.zeros(4), [2, 3]), 4)
+    0.6931
+    """
+    return float(logits_C.logsumexp(0) - logits_C[list(right)].logsumexp(0))
 
 
 def within(k: int, name: str) -> Metric:

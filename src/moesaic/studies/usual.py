@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
+from moesaic.experts.spri import Spri
 from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.losses.router_z import RouterZ
 from moesaic.routers.zeros import Zeros
@@ -25,3 +26,9 @@ ISO_FLOP = Arm(
     stages=ALWAYS_ON,
 )
 """As many operations a token as `MOE`, in as many further parameters as these use."""
+UP_ISO_FLOP = replace(
+    ISO_FLOP,
+    name="iso-flop-up",
+    what="the same of SPRI's blocks in the first linear",
+    experts=Spri(placement="up"),
+)

@@ -9,14 +9,15 @@ from moesaic.calibration.data import Source
 from moesaic.errors import EvaluationError
 from moesaic.evaluation.base import EvaluationTask, Opened, Place
 from moesaic.evaluation.features import Towers, open_towers
-from moesaic.evaluation.intervals import Record
-from moesaic.evaluation.ranking import rank_of, within
+from moesaic.evaluation.intervals import Metric, Record
+from moesaic.evaluation.ranking import loss_of, rank_of, within
 from moesaic.evaluation.rows import images_of, open_rows, sources_of
 from moesaic.lazy import torch
 from moesaic.training.tasks.tables import Row, Table
 
 AT = (1, 5, 10)
 DIRECTIONS = ("image to text", "text to image")
+LOSS = Metric("loss", lambda row: (row["nats"], 1.0), lambda sums: sums[..., 0] / sums[..., 1], "lower", "nats")
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,12 @@ class Retrieval(EvaluationTask):
     For dual encoders such as CLIP. Rows have `image` and `text`; a folder of images has each text in a .txt file of the
     same name. Rows with the same image (by path, or else by `source`) are one image with several texts, and equal
     texts are one text with several images; a query finds what it should if any of them is among the first k. Each
-    distinct image and text is a query; those of one `source` (or else one image) are resampled together.
+    distinct image and text is a query; those of one `source` (or else one image) are resampled together. Beside
+    recall@k stands the loss, nats a query: contrastive training's, with all candidates in one batch, which has less
+    noise.
 
-    Reference: Karpathy and Fei-Fei 2015, arXiv 1412.2306, section 4.2 (recall@k in both directions).
+    Reference: Karpathy and Fei-Fei 2015, arXiv 1412.2306, section 4.2 (recall@k in both directions); Radford et al.
+    2021, arXiv 2103.00020, figure 3 (the loss, with the model's temperature).
     Deviates: equal texts are one, as no model can tell them apart; both directions together are given, too.
     """
 
@@ -49,7 +53,7 @@ class Retrieval(EvaluationTask):
         towers = open_towers(place, self.name())
         texts_ND = towers.texts(pairs.texts)
         gallery = Gallery(towers, [table[n] for n in pairs.rows], place.batch_size)
-        split = len(pairs.images)
+        split, scale = len(pairs.images), towers.scale()
 
         def measure(places: Sequence[int]) -> list[Record]:
             if places[0] < split:
@@ -57,7 +61,12 @@ class Retrieval(EvaluationTask):
             else:
                 scores_BN = texts_ND[[n - split for n in places]] @ gallery.images(range(split)).T
             return [
-                {"rank": rank_of(row_N, pairs.right[n]), "group": DIRECTIONS[n >= split], "cluster": pairs.sources[n]}
+                {
+                    "rank": rank_of(row_N, pairs.right[n]),
+                    "nats": loss_of(scale * row_N, pairs.right[n]),
+                    "group": DIRECTIONS[n >= split],
+                    "cluster": pairs.sources[n],
+                }
                 for n, row_N in zip(places, scores_BN, strict=True)
             ]
 
@@ -66,7 +75,8 @@ class Retrieval(EvaluationTask):
             list(range(start, min(start + place.batch_size, len(ids))))
             for start in range(split, len(ids), place.batch_size)
         ]
-        return Opened(ids, measure, tuple(within(k, f"recall@{k}") for k in AT), [*gallery.batches, *texts])
+        metrics = (*(within(k, f"recall@{k}") for k in AT), LOSS)
+        return Opened(ids, measure, metrics, [*gallery.batches, *texts])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from moesaic.routers.centroids import Centroids
 from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
-from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE
+from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
 from moesaic.training.tasks.tables import Row
@@ -111,7 +111,7 @@ class PicturesBench:
     def measures(self) -> tuple[Measure, ...]:
         few = FewShot(shots=SHOTS, seeds=5, pooling="cls", classifier="prototype", reads="image")
         return (
-            Measure(Retrieval(), TEST, ("recall@1", "recall@5"), batch_size=BATCH),
+            Measure(Retrieval(), TEST, ("loss", "recall@1", "recall@5"), batch_size=BATCH),
             Measure(few, FEW, ("accuracy",), batch_size=BATCH),
         )
 
@@ -173,8 +173,18 @@ def arms() -> tuple[Arm, ...]:
         clustered("cluster-aware-eesd", "the same, drawn to the ensemble of its experts", teacher=Eesd()),
         clustered("cluster-aware-shared", "cluster-aware beside a shared copy, half and half", spec=MOE),
         published("spri-two-stages", "first linears frozen for 10 % of the steps", Spri(), stages=two_stages()),
+        published("spri-up", "blocks in the first linear", Spri(placement="up"), stages=two_stages(placement="up")),
         replace(published("zero-routed", "last linear zero", ZeroRouted()), kind="control"),
         ISO_FLOP,
+        UP_ISO_FLOP,
+        Arm(
+            "recommended-up",
+            "blocks in the first linear, routers of centroids",
+            "recommended",
+            Spri(placement="up"),
+            router=Centroids(),
+            spec=MOE,
+        ),
         Arm(
             "recommended",
             "last linear zero, routers of centroids",

@@ -25,7 +25,7 @@ from moesaic.routers.ridge import Ridge
 from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
-from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE
+from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
 from moesaic.training.tasks.text import Text
@@ -149,6 +149,7 @@ def arms(domains: int) -> tuple[Arm, ...]:
         published("drop", "the same, half the neurons redrawn", DropUpcycling(shares_mode="full")),
         published("spri-one-stage", "spectral blocks of norm 1e-3, all train", Spri()),
         published("spri-two-stages", "first linears frozen for 10 % of the steps", Spri(), stages=two_stages()),
+        published("spri-up", "blocks in the up projection", Spri(placement="up"), stages=two_stages(placement="up")),
         published(
             "cluster-aware", "low-rank by clusters of inputs, no shared expert", ClusterAware(), router=Centroids(),
             spec=BARE,
@@ -156,6 +157,15 @@ def arms(domains: int) -> tuple[Arm, ...]:
         published("virtual-group", "16 halves, top-4, no shared expert", VirtualGroup(shards=SHARDS), spec=HALVES),
         Arm("zero-routed", "last linear zero", "control", ZeroRouted(), spec=MOE, losses=BALANCE),
         ISO_FLOP,
+        UP_ISO_FLOP,
+        Arm(
+            "recommended-up",
+            "an expert for each domain, blocks in the up projection, routers fitted to the domains",
+            "recommended",
+            Spri(placement="up"),
+            Ridge(),
+            spec=replace(MOE, num_experts=domains),
+        ),
         Arm(
             "recommended",
             "an expert for each domain, last linear zero, routers fitted to the domains",

@@ -22,7 +22,7 @@ from moesaic.routers.ridge import Ridge
 from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
-from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE
+from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
 from moesaic.training.checkpointing import read_json
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
@@ -137,12 +137,7 @@ def arms() -> tuple[Arm, ...]:
         control("norm-matched-gaussian", "last linear Gaussian of norm 1e-3", NormMatchedGaussian()),
         control("zero-routed", "last linear zero", ZeroRouted()),
         ISO_FLOP,
-        replace(
-            ISO_FLOP,
-            name="iso-flop-up",
-            what="the same of SPRI's blocks in the first linear",
-            experts=Spri(placement="up"),
-        ),
+        UP_ISO_FLOP,
         Arm(
             "languages-up",
             "16 experts, blocks in the first linear, routers fitted to the target languages",
