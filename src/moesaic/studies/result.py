@@ -161,7 +161,7 @@ def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) 
         tuple(arm.name for arm in study.arms if arm.name not in whole),
         {score["name"]: score["signature"] for _, score in scores if score["signature"]},
         {(measure, score["name"]): score["better"] for measure, score in scores},
-        {name: found[0]["tried"] for name, found in whole.items()},
+        {name: {f"{rate:g}": found[0]["tried"][f"{rate:g}"] for rate in study.rates} for name, found in whole.items()},
         versions,
         command,
     )

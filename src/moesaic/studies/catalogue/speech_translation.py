@@ -31,7 +31,7 @@ from moesaic.training.tasks.speech_translation import SpeechTranslation as Spoke
 LANGUAGES = replace(MOE, num_experts=16)
 STEPS, BATCH = 48, 16
 SCORES = ("BLEU, mean over languages", "chrF, mean over languages")
-RATES = (2.5e-5, 5e-5, 1e-4)
+RATES = (5e-5, 1e-4)
 
 
 @dataclass(frozen=True)
