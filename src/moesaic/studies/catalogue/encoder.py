@@ -178,14 +178,6 @@ def arms() -> tuple[Arm, ...]:
         ISO_FLOP,
         UP_ISO_FLOP,
         Arm(
-            "recommended-up",
-            "blocks in the first linear, routers of centroids",
-            "recommended",
-            Spri(placement="up"),
-            router=Centroids(),
-            spec=MOE,
-        ),
-        Arm(
             "recommended",
             "last linear zero, routers of centroids",
             "recommended",

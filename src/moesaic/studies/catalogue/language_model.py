@@ -159,14 +159,6 @@ def arms(domains: int) -> tuple[Arm, ...]:
         ISO_FLOP,
         UP_ISO_FLOP,
         Arm(
-            "recommended-up",
-            "an expert for each domain, blocks in the up projection, routers fitted to the domains",
-            "recommended",
-            Spri(placement="up"),
-            Ridge(),
-            spec=replace(MOE, num_experts=domains),
-        ),
-        Arm(
             "recommended",
             "an expert for each domain, last linear zero, routers fitted to the domains",
             "recommended",

@@ -139,14 +139,6 @@ def arms() -> tuple[Arm, ...]:
         ISO_FLOP,
         UP_ISO_FLOP,
         Arm(
-            "languages-up",
-            "16 experts, blocks in the first linear, routers fitted to the target languages",
-            "recommended",
-            Spri(placement="up"),
-            router=Ridge(),
-            spec=LANGUAGES,
-        ),
-        Arm(
             "languages",
             "16 experts, last linear zero, routers fitted to the target languages",
             "recommended",
