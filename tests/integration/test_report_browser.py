@@ -102,7 +102,7 @@ def test_every_figure_is_drawn(opened: Opened) -> None:
         assert opened.page.locator(f"#{name} .body :is(svg, table, .tok)").count() > 0, name
         assert len(opened.page.locator(f"#{name} figcaption").inner_text()) > 20
         opened.page.click(f"#{name} summary")
-        assert opened.page.locator(f"#{name} details td").count() > 0, name
+        opened.page.wait_for_selector(f"#{name} details td")  # filled by an event, so not at once
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
