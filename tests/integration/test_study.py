@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,15 @@ def numbers(out: Path) -> dict[str, Any]:
     return {key: found[key] for key in ("rows", "tuning", "missing")}
 
 
+def flat(found: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each leaf of nested lists and dictionaries by its path."""
+    if isinstance(found, dict | list):
+        for key, value in found.items() if isinstance(found, dict) else enumerate(found):
+            yield from flat(value, f"{path}/{key}")
+    else:
+        yield path, found
+
+
 def test_each_cell_has_the_budget_and_the_best_of_its_rates(made: Study, finished: Path) -> None:
     for arm in made.arms:
         first, second = (
@@ -156,7 +165,13 @@ def test_a_study_in_pieces_ends_in_the_same_numbers(
     halfway.mkdir()
     (halfway / JOURNAL).write_text("{")
     study(made, out, workers=2, resume=True)
-    assert numbers(out) == numbers(finished)
+    found, expected = (dict(flat(numbers(one))) for one in (out, finished))
+    # Equal to the bit as a rule; a worker is a fresh process, whose matrix products once ended in other last bits.
+    exact = {key for key, value in expected.items() if not isinstance(value, float)}
+    assert {key: found[key] for key in exact} == {key: expected[key] for key in exact}
+    assert set(found) == set(expected)
+    rest = sorted(set(expected) - exact)
+    np.testing.assert_allclose([found[key] for key in rest], [expected[key] for key in rest], rtol=1e-5, atol=1e-6)
 
 
 def test_a_rate_may_be_added_later(made: Study, finished: Path, tmp_path: Path) -> None:
