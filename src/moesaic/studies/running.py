@@ -43,7 +43,8 @@ def study(
 
     Args:
         out: folder of the study.
-        workers: cells at the same time, each with its share of the cores; with GPUs, one each.
+        workers: cells at the same time, each with its share of the cores, whose number decides the last bits of sums;
+            with GPUs, one each.
         only: names of arms that are run now; the others may follow later in the same folder. Empty: all.
         resume: go on in a folder that holds finished cells of the same study.
         command: by which it is run, for the record.
