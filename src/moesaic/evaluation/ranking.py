@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moesaic.evaluation.intervals import Metric
-from moesaic.lazy import torch
+from moesaic.lazy import np, torch
 
 
 def rank_of(scores_C: torch.Tensor, right: Sequence[int]) -> int:
@@ -35,4 +35,13 @@ def loss_of(logits_C: torch.Tensor, right: Sequence[int]) -> float:
 
 def within(k: int, name: str) -> Metric:
     """Return the share of records whose rank is at most k."""
-    return Metric(name, lambda row: (float(row["rank"] <= k), 1.0), lambda sums: sums[..., 0] / sums[..., 1])
+    return Metric(name, lambda row: (float(row["rank"] <= k), 1.0), _mean)
+
+
+def mean_loss(name: str) -> Metric:
+    """Return the mean of the records' nats."""
+    return Metric(name, lambda row: (row["nats"], 1.0), _mean, "lower", "nats")
+
+
+def _mean(sums: np.ndarray) -> np.ndarray:
+    return np.asarray(sums[..., 0] / sums[..., 1])

@@ -9,15 +9,14 @@ from moesaic.calibration.data import Source
 from moesaic.errors import EvaluationError
 from moesaic.evaluation.base import EvaluationTask, Opened, Place
 from moesaic.evaluation.features import Towers, open_towers
-from moesaic.evaluation.intervals import Metric, Record
-from moesaic.evaluation.ranking import loss_of, rank_of, within
+from moesaic.evaluation.intervals import Record
+from moesaic.evaluation.ranking import loss_of, mean_loss, rank_of, within
 from moesaic.evaluation.rows import images_of, open_rows, sources_of
 from moesaic.lazy import torch
 from moesaic.training.tasks.tables import Row, Table
 
 AT = (1, 5, 10)
 DIRECTIONS = ("image to text", "text to image")
-LOSS = Metric("loss", lambda row: (row["nats"], 1.0), lambda sums: sums[..., 0] / sums[..., 1], "lower", "nats")
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Retrieval(EvaluationTask):
             list(range(start, min(start + place.batch_size, len(ids))))
             for start in range(split, len(ids), place.batch_size)
         ]
-        metrics = (*(within(k, f"recall@{k}") for k in AT), LOSS)
+        metrics = (*(within(k, f"recall@{k}") for k in AT), mean_loss("loss"))
         return Opened(ids, measure, metrics, [*gallery.batches, *texts])
 
 
