@@ -190,6 +190,16 @@ def test_full_grid_is_proved_and_beats_the_published_cut_points() -> None:
     assert found.cost / len(grid) < 3.1250e-3
 
 
+@pytest.mark.parametrize("within", [1e-6, 0.1, 0.9])
+def test_what_need_not_be_proved_is_the_gap(within: float) -> None:
+    """And the rest is: a table that costs less than the gap says would be found by the whole search."""
+    grid = Grid.fp16(-1, 1)
+    best, found = search("silu", grid, M=6), search("silu", grid, M=6, within=within)
+    assert found.gap <= within * found.cost
+    assert found.cost - found.gap <= best.cost * (1 + 1e-9)
+    assert found.examined <= best.examined
+
+
 @pytest.mark.parametrize("straight", [lambda x: x, lambda x: 3 * x + 1 / 3])
 def test_of_a_straight_function_any_table_is_the_best(straight) -> None:
     """Without going through all pairs of blocks, of which none could be dropped."""
@@ -216,3 +226,9 @@ def test_stopped_early_it_says_how_far_off_it_can_be() -> None:
 def test_refusals(wanted, grid: Grid, M: int, message: str) -> None:
     with pytest.raises(NliError, match=message):
         search(wanted, grid, M)
+
+
+@pytest.mark.parametrize("within", [-0.1, 1.0])
+def test_all_of_the_cost_can_not_be_left_unproved(within: float) -> None:
+    with pytest.raises(NliError, match="tanh: within must be a share of the cost, 0 to below 1. Got"):
+        search("tanh", Grid.fp16(-1, 1), within=within)

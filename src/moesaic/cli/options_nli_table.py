@@ -42,6 +42,8 @@ class NliTableOptions:
     """For rsqrt, sqrt, reciprocal: a table on [1, 4] or [1, 2], inputs being brought there by a power of two."""
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
     """Leave the proof out: seconds, and nearly always the same table."""
+    within: float = 0.0
+    """As large a share of the cost may be left unproved: 1e-6 makes searches of all numbers of a format end."""
     out: Optional[Path] = None
     """File for the table, JSON."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -64,9 +66,8 @@ def table(args: list[str]) -> None:
     else:
         low, high = RANGE[reduction]
     grid = Grid.for_function(known, options.format, low, high)
-    found = search(
-        known, grid, options.points, options.bins, options.cost, **({"most_pairs": 0} if options.quick else {})
-    )
+    effort = {"within": options.within} | ({"most_pairs": 0} if options.quick else {})
+    found = search(known, grid, options.points, options.bins, options.cost, **effort)
     made = Table.of(known, found.cuts, options.bins, grid=grid, mul=options.multiplier, reduction=reduction)
     plain = Table.of(known, found.cuts, options.bins, grid=grid, mul=options.multiplier)
     errors = Errors.of(Pieces.of_table(plain, known)(grid.values), known, grid)

@@ -82,6 +82,7 @@ def search(
     bins: int = 32,
     cost: Cost = "relative",
     *,
+    within: float = 0.0,
     most_pairs: int = 20_000_000,
 ) -> Found:
     """Return the cut points with the least cost; both ends of the grid are cut points.
@@ -96,10 +97,12 @@ def search(
         M: cut points, the two ends among them; 3 or more.
         bins: chords of each interval but the first and last.
         cost: what is minimised.
+        within: as large a share of the cost, 0 to below 1, may be left unproved (`Found.gap`). Where f hardly changes,
+            many cuts cost the same but for some millionths, and to tell them apart takes long.
         most_pairs: where more pairs of blocks than this are left, the search ends with a gap.
 
     Raises:
-        NliError: where the grid has fewer than M points, or the function isn't finite on it.
+        NliError: where the grid has fewer than M points, the function isn't finite on it, or `within` is no share.
 
     >>> found = search("tanh", Grid.fixed(8, 4, -4, 4), M=5, bins=4)
     >>> found.cuts, found.gap
@@ -114,7 +117,9 @@ def search(
         )
     if bins < 1:
         raise NliError(f"{known.name}: bins must be 1 or more. Got {bins}.")
-    driver = _Search(Bounds(known, grid, bins, cost), M)
+    if not 0 <= within < 1:
+        raise NliError(f"{known.name}: within must be a share of the cost, 0 to below 1. Got {within}.")
+    driver = _Search(Bounds(known, grid, bins, cost), M, within)
     return driver.run(most_pairs)
 
 
@@ -122,6 +127,7 @@ def search(
 class _Search:
     costs: Bounds
     M: int
+    within: float = 0.0
     examined: int = 0
 
     def run(self, most_pairs: int) -> Found:
@@ -130,13 +136,15 @@ class _Search:
         known = self._incumbent()
         if known[1] <= self._nothing():
             return self._found(known, 0.0)
-        chains = Chains(self.costs.x, *self._ends(_limit(known)), self.M)
+        chains = Chains(self.costs.x, *self._ends(self._limit(known)), self.M)
         starts = self._evenly(BLOCKS)
         left, right = np.triu_indices(len(starts))
         floor = np.zeros(len(left))
         while True:
             pairs = self._bounded(left, right, starts, floor)
             pairs, room, bound, path = self._pruned(pairs, chains, known)
+            if bound > self._limit(known):
+                return self._found(known, self.within * known[1])
             if len(starts) == size:
                 break
             if 4 * len(pairs) > most_pairs:
@@ -320,12 +328,16 @@ class _Search:
         if len(pairs.starts) < pairs.size:
             tilted = chains.totals(pairs, chains.tilts(pairs, plain))
             through, bound = np.maximum(through, tilted.through), max(bound, tilted.bound)
-        limit = _limit(known)
+        limit = self._limit(known)
         keep = np.flatnonzero(through <= limit)
         room = limit - (plain.through[keep] - pairs.least[keep])
         none = not np.isfinite(plain.bound)  # where costs are nothing but rounding
         blocks = np.zeros(self.M - 2, dtype=np.int64) if none else chains.cheapest(pairs, plain)
         return pairs.chosen(keep), room, bound, np.stack([pairs.starts[blocks], pairs.stops[blocks]], 1)
+
+    def _limit(self, known: tuple[Vector, float]) -> float:
+        """Return what a table costs at most that is better than the known one by what is looked for."""
+        return known[1] * (1 - self.within) + known[1] * ROUNDING + 1e-12
 
     def _along(self, path: Vector, known: tuple[Vector, float]) -> tuple[Vector, float]:
         """Return the better one of the known table and one near the path of a chain of blocks."""
@@ -334,8 +346,3 @@ class _Search:
             return known
         found = self._settled((cuts, np.inf), int((path[:, 1] - path[:, 0]).max()) // 2)
         return found if found[1] < known[1] else known
-
-
-def _limit(known: tuple[Vector, float]) -> float:
-    """Return what a table that is not worse than the known one costs at most, as far as sums can tell."""
-    return known[1] * (1 + ROUNDING) + 1e-12

@@ -12,8 +12,8 @@ from moesaic.studies.study import Study
 
 LANGUAGES = ("da", "et", "fi", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nl", "pl", "ru", "th", "vi", "zh")
 SMOKE = ("fi", "hu", "ko")
-STEPS, BATCH, WINDOW = 32, 8, 64
-RATES = (3e-4, 6e-4, 1.2e-3)
+STEPS, BATCH, WINDOW = 60, 8, 128
+RATES = (1.2e-3, 2.4e-3)
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class ListsBench(LanguageBench):
     domains: tuple[str, ...] = LANGUAGES
     window: int = WINDOW
     train: int = 80
-    validation: int = 2
-    test: int = 6
-    sample: int = 6
+    validation: int = 6
+    test: int = 20
+    sample: int = 24
     joined: int = 12
 
     def corpus(self) -> Corpus | str:
