@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -218,6 +219,15 @@ def test_an_unknown_arm_leaves_no_study_behind(made: Study, tmp_path: Path) -> N
     with pytest.raises(StudyError, match="an arm must be one of dense, spri, iso-flop"):
         study(made, tmp_path / "out", only=("sprii",))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_end_needs_is_asked_for_at_the_beginning(
+    made: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(StudyError, match=r"matplotlib must be installed. Got none. pip install 'moesaic\[study\]'"):
+        study(made, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
 
 
 def test_faults_are_told_after_all_else_is_finished(made: Study, tmp_path: Path) -> None:

@@ -230,5 +230,5 @@ def test_refusals(wanted, grid: Grid, M: int, message: str) -> None:
 
 @pytest.mark.parametrize("within", [-0.1, 1.0])
 def test_all_of_the_cost_can_not_be_left_unproved(within: float) -> None:
-    with pytest.raises(NliError, match="tanh: within must be a share of the cost, 0 to below 1. Got"):
+    with pytest.raises(NliError, match=r"tanh: within must be a share of the cost, 0 to below 1\. Got"):
         search("tanh", Grid.fp16(-1, 1), within=within)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -15,16 +16,20 @@ COLOURS = {"dense": "#000000", "published": "#0072B2", "control": "#E69F00", "re
 MARKERS = {"dense": "s", "published": "o", "control": "^", "recommended": "D"}
 
 
-def draw(result: Result, folder: Path) -> list[str]:
-    """Draw every headline metric, each method a row; return the names of the files.
+def demand() -> None:
+    """Refuse to draw where matplotlib, an extra, is missing.
 
     Raises:
-        StudyError: where matplotlib is missing.
+        StudyError: naming the command that installs it.
     """
-    try:
-        from matplotlib.figure import Figure  # noqa: PLC0415  # an extra
-    except ImportError:
-        raise StudyError("plots: matplotlib must be installed. pip install 'moesaic[study]'") from None
+    if find_spec("matplotlib") is None:
+        raise StudyError("plots: matplotlib must be installed. Got none. pip install 'moesaic[study]'")
+
+
+def draw(result: Result, folder: Path) -> list[str]:
+    """Draw every headline metric, each method a row; return the names of the files."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  # an extra
+
     folder.mkdir(exist_ok=True)
     made = []
     for measure in result.study.bench.measures():

@@ -14,6 +14,7 @@ from typing import Any
 
 from moesaic.errors import MoesaicError, StudyError, listing
 from moesaic.studies import cell as cells
+from moesaic.studies import plots
 from moesaic.studies.cell import Cell
 from moesaic.studies.result import Result, collect
 from moesaic.studies.study import Study
@@ -51,8 +52,10 @@ def study(
         say: told how it goes. progress: told how far it is.
 
     Raises:
-        StudyError: where the folder is of another study, or cells fail (all others are finished first).
+        StudyError: where the folder is of another study, plots can't be drawn, or cells fail (all others are finished
+            first).
     """
+    plots.demand()  # not after hours
     place = Path(out).expanduser().absolute()
     for name in only:
         if name not in {arm.name for arm in made.arms}:
