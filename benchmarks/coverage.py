@@ -30,7 +30,8 @@ from moesaic.modeling.recording import is_linear
 from moesaic.modeling.spliced import MoELayer, splice
 from moesaic.modeling.survey import NUMBER, Run, twin_of
 from moesaic.modeling.tracing import model_class
-from moesaic.modeling.twin import again, first_line, outputs, quiet
+from moesaic.modeling.twin import again, first_line, outputs
+from moesaic.quiet import quiet
 from moesaic.sites import Site
 
 CAUSES = {

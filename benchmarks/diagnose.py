@@ -33,7 +33,8 @@ from moesaic.diagnostics.outputs import alike, outputs
 from moesaic.diagnostics.similarity import matched, matched_cosines, plain_cosines
 from moesaic.diagnostics.watching import blocks_of
 from moesaic.experts.drop_upcycling import DropUpcycling
-from moesaic.modeling.loading import load, quiet
+from moesaic.modeling.loading import load
+from moesaic.quiet import quiet
 from moesaic.spec import MoESpec
 
 SOURCE = "smollm2-135m"

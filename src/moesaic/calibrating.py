@@ -23,6 +23,7 @@ from moesaic.convert.options import Options, default_router, layer_spec
 from moesaic.errors import CalibrationError
 from moesaic.experts.base import ExpertInit
 from moesaic.lazy import torch
+from moesaic.quiet import quiet
 from moesaic.routers.base import RouterInit
 from moesaic.sites import Site
 from moesaic.spec import MoESpec
@@ -129,8 +130,6 @@ def calibrate(
     Traceback (most recent call last):
     moesaic.errors.SourceError: 'no-such-model': ...
     """
-    from moesaic.modeling.loading import quiet  # noqa: PLC0415  # imports transformers
-
     output = None if out is None else Output(Path(out), resume, overwrite)
     if output:
         output.settle()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesaic.errors import CertificateError
 from moesaic.lazy import torch
-from moesaic.modeling.loading import quiet
+from moesaic.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

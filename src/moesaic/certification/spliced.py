@@ -21,8 +21,9 @@ from moesaic.certification.tally import LayerTally, Mean
 from moesaic.errors import CertificateError, listing
 from moesaic.lazy import torch
 from moesaic.modeling.dense_ffn import activation, dense_ffn
-from moesaic.modeling.loading import load, quiet
+from moesaic.modeling.loading import load
 from moesaic.modeling.sections import SECTION
+from moesaic.quiet import quiet
 from moesaic.routing import Routing
 from moesaic.sites import Site
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Any, Literal, Optional
 
 import tyro
 
@@ -66,7 +66,7 @@ def table(args: list[str]) -> None:
     else:
         low, high = RANGE[reduction]
     grid = Grid.for_function(known, options.format, low, high)
-    effort = {"within": options.within} | ({"most_pairs": 0} if options.quick else {})
+    effort: dict[str, Any] = {"within": options.within} | ({"most_pairs": 0} if options.quick else {})
     found = search(known, grid, options.points, options.bins, options.cost, **effort)
     made = Table.of(known, found.cuts, options.bins, grid=grid, mul=options.multiplier, reduction=reduction)
     plain = Table.of(known, found.cuts, options.bins, grid=grid, mul=options.multiplier)

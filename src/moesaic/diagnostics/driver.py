@@ -21,6 +21,7 @@ from moesaic.diagnostics.watching import blocks_of
 from moesaic.errors import ObservationError
 from moesaic.lazy import torch
 from moesaic.observing import inner
+from moesaic.quiet import quiet
 from moesaic.texts import builtin
 
 if TYPE_CHECKING:
@@ -71,8 +72,6 @@ def diagnose(
     Traceback (most recent call last):
     moesaic.errors.SourceError: 'no-such-model': ...
     """
-    from moesaic.modeling.loading import quiet  # noqa: PLC0415  # imports transformers
-
     with quiet():
         subject = _subject(model, processor, precision, say)
         blocks = blocks_of(subject.model)

@@ -20,6 +20,7 @@ from moesaic.evaluation.base import EvaluationTask, Opened, Place, settings_of
 from moesaic.evaluation.intervals import Difference, Interval, Metric, Record, difference, interval
 from moesaic.evaluation.journal import NAME, Journal, read
 from moesaic.lazy import np
+from moesaic.quiet import quiet
 
 RESULT = "evaluation.json"
 ALL = ""
@@ -136,8 +137,6 @@ def evaluate(
     """
     folder = resolve(str(model), progress=say)
     place = Place(folder, device(), precision, batch_size, seed)
-    from moesaic.modeling.loading import quiet  # noqa: PLC0415  # imports transformers
-
     with quiet():
         opened = task.open(place, data)
         _check(task, opened)

@@ -24,7 +24,7 @@ from moesaic.interpolating.applying import Applied
 from moesaic.interpolating.profile import Profile, warnings
 from moesaic.interpolating.sites import KINDS, Site
 from moesaic.lazy import torch
-from moesaic.modeling.loading import quiet
+from moesaic.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

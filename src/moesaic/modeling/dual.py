@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from moesaic.errors import ArchitectureError, CheckpointError, listing
 from moesaic.lazy import torch
-from moesaic.modeling.loading import quiet
 from moesaic.modeling.sections import SECTION
+from moesaic.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

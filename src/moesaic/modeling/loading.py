@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moesaic.errors import CertificateError
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION
+from moesaic.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -126,19 +127,3 @@ def _loading(name: str) -> Iterator[None]:
         raise CertificateError(
             f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
         ) from error
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' warnings and progress bars, and leave them as they were."""
-    from transformers.utils import logging  # noqa: PLC0415
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -14,6 +14,7 @@ from moesaic.calibration.ranks import Ranks, device
 from moesaic.errors import ObservationError, TrainingError, did_you_mean
 from moesaic.lazy import torch
 from moesaic.observing import Observer, moe_blocks
+from moesaic.quiet import quiet
 from moesaic.training import settings
 from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
 from moesaic.training.curve import Curve, load_parent
@@ -75,8 +76,6 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
         TrainingError: where data or model do not suit, or numbers stop being finite.
         ObservationError, ObjectiveError, ValueError: where losses, stages or teacher do not suit the model.
     """
-    from moesaic.modeling.loading import quiet  # noqa: PLC0415  # imports transformers
-
     how = recipe.training
     with quiet(), _silent():
         _seed(how.seed)

@@ -12,6 +12,7 @@ from moesaic.calibration.readers.base import Example, Feed, Reader
 from moesaic.calibration.readers.image import ImageReader
 from moesaic.calibration.readers.text import WINDOW, TextReader
 from moesaic.errors import CalibrationError
+from moesaic.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +74,8 @@ def _load(folder: Path, name: str) -> Any:
 
     try:
         # Left open, transformers asks at the terminal whether it may run a spliced model's code: processors need none.
-        return getattr(transformers, name).from_pretrained(folder, trust_remote_code=False)
+        with quiet():  # it warns of every spliced model that its type is unknown
+            return getattr(transformers, name).from_pretrained(folder, trust_remote_code=False)
     except (AttributeError, ImportError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CalibrationError(
             f"{folder}: its {name.removeprefix('Auto').lower()} must load with the installed transformers. It does "

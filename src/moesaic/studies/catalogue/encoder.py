@@ -28,6 +28,7 @@ from moesaic.experts.spri import Spri
 from moesaic.experts.zero_routed import ZeroRouted
 from moesaic.lazy import torch
 from moesaic.losses.eesd import Eesd
+from moesaic.quiet import quiet
 from moesaic.recipes.image_text_contrastive import image_text_contrastive
 from moesaic.routers.centroids import Centroids
 from moesaic.studies.arm import Arm
@@ -227,7 +228,6 @@ def _make(out: Path, most: int, say: Say) -> None:
     """Join the towers, and fit their projections to pictures that all folds train on; `most` of each corpus, 0: all."""
     from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
     from moesaic.modeling.dual import join  # noqa: PLC0415  # imports transformers
-    from moesaic.modeling.loading import quiet  # noqa: PLC0415
 
     vision, text = (resolve(name, progress=say) for name in (VISION, TEXT))
     join(vision, text, out, layers=DEPTH, size=PIXELS)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moesaic.errors import TrainingError, did_you_mean
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
+from moesaic.quiet import quiet
 from moesaic.training.tasks.counting import count_labels
 from moesaic.training.tasks.models import open_model
 
@@ -62,7 +63,7 @@ def _classifier(stock: str, config: Mapping[str, Any]) -> str:
 def _with_new_head(
     folder: Path, config: Mapping[str, Any], class_name: str, names: Sequence[str], seed: int
 ) -> PreTrainedModel:
-    from moesaic.modeling.loading import further_arguments, model_class, quiet  # noqa: PLC0415  # imports transformers
+    from moesaic.modeling.loading import further_arguments, model_class  # noqa: PLC0415  # imports transformers
 
     spliced = SECTION in config
     changed = {
