@@ -175,6 +175,17 @@ def test_a_rate_may_be_added_later(made: Study, finished: Path, tmp_path: Path) 
     assert numbers(out) == numbers(finished)
 
 
+def test_what_is_measured_at_the_best_rate_stands_when_others_do_worse(made: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    before, after = (replace(made, rates=rates, seeds=(0,)) for rates in ((1e-3,), (1e-3, 1e-9)))
+    study(before, out, only=("dense",))
+    then = json.loads((out / "cells/dense/seed-0/cell.json").read_text())
+    study(after, out, only=("dense",), resume=True)
+    now = json.loads((out / "cells/dense/seed-0/cell.json").read_text())
+    assert set(now.pop("tried")) == {"0.001", "1e-09"}
+    assert now == {key: value for key, value in then.items() if key != "tried"}  # its seconds, too
+
+
 def test_a_rate_may_be_taken_away_later(made: Study, finished: Path, tmp_path: Path) -> None:
     fewer = replace(made, rates=made.rates[1:])
     out, fresh = tmp_path / "out", tmp_path / "fresh"

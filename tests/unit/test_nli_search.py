@@ -147,6 +147,39 @@ def test_costs_of_long_intervals_are_the_sums(name: str) -> None:
     np.testing.assert_allclose(costs.exact(first, last, 1), chord, rtol=1e-9, atol=1e-10)
 
 
+def kinked(name: str) -> Nonlinearity:
+    return {
+        "hardswish": FUNCTIONS["hardswish"],
+        "relu": function(lambda x: np.maximum(x, 0)),
+        "relu6": function(lambda x: np.clip(x, 0, 6)),
+        "tent": function(lambda x: np.maximum(1 - np.abs(x), 0)),
+    }[name]
+
+
+@pytest.mark.parametrize("bins", [1, 3])
+@pytest.mark.parametrize("name", ["hardswish", "relu", "relu6", "tent"])
+def test_costs_over_kinks_are_the_sums(name: str, bins: int) -> None:
+    """All intervals of a grid; where f is flat before a kink, the kink alone tells how f bends first."""
+    known, grid = kinked(name), Grid.fixed(8, 2, -5, 7)
+    first, last = np.triu_indices(len(grid), 1)
+    expected = [direct(known, grid.values, i, k, bins, "relative") for i, k in zip(first, last, strict=True)]
+    found = Costs(known, grid, bins).exact(first, last)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)  # of sums up to 1e5
+
+
+@pytest.mark.parametrize("name", ["hardswish", "relu", "relu6", "tent"])
+def test_over_kinks_the_plain_recursion_finds_nothing_better(name: str, monkeypatch) -> None:
+    from moesaic.nli import searching  # noqa: PLC0415
+
+    monkeypatch.setattr(searching, "BLOCKS", 12)
+    monkeypatch.setattr(searching, "COARSE", 16)
+    known, grid = kinked(name), Grid.fixed(8, 3, -5, 7.25)
+    found = search(known, grid, 6, 3)
+    best = plain(known, grid.values, 6, 3, "relative")
+    np.testing.assert_allclose(found.cost, best, rtol=1e-8, atol=1e-11)
+    assert found.gap == 0
+
+
 @pytest.mark.parametrize("size", [2, 8, 64])
 @pytest.mark.parametrize("name", ["silu", "exp", "tanh", "rsqrt", "hardswish", "reciprocal", "mish", "sin", "gelu"])
 def test_bounds_are_below_every_interval_of_the_blocks(name: str, size: int) -> None:

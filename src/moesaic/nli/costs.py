@@ -81,22 +81,26 @@ class Costs:
         return np.asarray((self.function(high) - self.function(low)) / (high - low))
 
     @cached_property
-    def bends(self) -> Vector:
-        """Pairs [Z, 2] of indices between which the curvature changes its sign, with a point to spare on each side."""
+    def turns(self) -> tuple[Vector, Vector]:
+        """Where second differences show a curvature, and its sign there: +1, -1."""
         slope = np.diff(self.y) / np.diff(self.x)
         noise = 2.0**-49 * np.maximum(np.abs(self.y[:-1]), np.abs(self.y[1:])) / np.diff(self.x)
         bend = np.diff(slope)
         sure = np.flatnonzero(np.abs(bend) > noise[1:] + noise[:-1])
-        turn = np.flatnonzero(np.diff(np.sign(bend[sure])))
+        return sure, np.sign(bend[sure])
+
+    @cached_property
+    def bends(self) -> Vector:
+        """Pairs [Z, 2] of indices between which the curvature changes its sign, with a point to spare on each side."""
+        sure, sign = self.turns
+        turn = np.flatnonzero(np.diff(sign))
         return np.stack([sure[turn], sure[turn + 1] + 2], 1)
 
     @cached_property
     def curvature(self) -> Vector:
         """+1, -1 on each stretch between bends, [Z + 1]; 1 where no curvature is to be seen."""
-        slope = np.diff(self.y) / np.diff(self.x)
-        ends = [0, *self.bends.mean(1).astype(int), len(self.x) - 1]
-        total = [slope[min(b, len(slope)) - 1] - slope[a] for a, b in pairwise(ends)]
-        return np.where(np.array(total) < 0, -1.0, 1.0)
+        _, sign = self.turns
+        return np.append(sign[:1] if len(sign) else 1.0, sign[1:][np.diff(sign) != 0])
 
     @cached_property
     def length(self) -> Vector:
@@ -176,6 +180,7 @@ class Costs:
             line = (nodes[rows, bins], y[rows, bins], slope)
             once = touched[rows, bins] == 1
             a, b = begin[rows, bins], end[rows, bins]
+            b = b - ((a < b) & (self.x[b - 1] == nodes[rows, bins + 1]))  # where the chord ends, its error is rounding
             fixed = np.empty(len(rows))
             fixed[once] = self._once(a[once], b[once], *(part[once] for part in line))
             fixed[~once] = self._often(a[~once], b[~once], *(part[~once] for part in line))

@@ -75,14 +75,12 @@ def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
     trials = _Trials(study, arm, cell.seed, model, dense, data, folder, say)
     tries = [trials.known(rate) or trials.train(rate) for rate in cell.rates]
     best = min(tries, key=lambda one: float(one["held_out"]["last"]["eval/loss"]))
-    if not trials.model_of(best["rate"]).is_dir():  # rates were added to a finished cell
-        best = trials.train(best["rate"])
-    trained, began = trials.model_of(best["rate"]), _cpu()
-    recipe = trials.recipe(best["rate"])
-    measures = {one.title: _measured(study, one, trained, data, folder, cell.seed) for one in study.bench.measures()}
-    held = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
-    made = {"arm": cell.arm, "seed": cell.seed, **best, "tried": held, "look": look(trained, recipe)}
-    made |= {"measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}
+    made = read_json(folder / DONE) if (folder / DONE).is_file() else None  # finished, before rates were added
+    if made is None or made["rate"] != best["rate"]:
+        if not trials.model_of(best["rate"]).is_dir():
+            best = trials.train(best["rate"])
+        made = {"arm": cell.arm, "seed": cell.seed, **best, **trials.measured(best["rate"])}
+    made["tried"] = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
     for place in (folder / "moe", *folder.glob("run-*")):
         shutil.rmtree(place, ignore_errors=True)
     write_json(folder / DONE, made)
@@ -132,6 +130,16 @@ class _Trials:
         }
         write_json(self.record(rate), made)
         return made
+
+    def measured(self, rate: float) -> dict[str, Any]:
+        """Return what a trained model is like, and how it does on test data."""
+        trained, began = self.model_of(rate), _cpu()
+        seen = look(trained, self.recipe(rate))
+        measures = {
+            one.title: _measured(self.study, one, trained, self.data, self.folder, self.seed)
+            for one in self.study.bench.measures()
+        }
+        return {"look": seen, "measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}
 
     def recipe(self, rate: float) -> Recipe:
         teacher = None
