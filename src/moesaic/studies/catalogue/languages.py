@@ -9,6 +9,7 @@ from moesaic.corpora.emoji_names import EmojiNames
 from moesaic.studies.catalogue import language_model
 from moesaic.studies.catalogue.language_model import LanguageBench
 from moesaic.studies.study import Study
+from moesaic.studies.usual import UP_ISO_FLOP
 
 LANGUAGES = ("da", "et", "fi", "hi", "hu", "it", "ja", "ko", "lt", "ms", "nl", "pl", "ru", "th", "vi", "zh")
 SMOKE = ("fi", "hu", "ko")
@@ -52,7 +53,7 @@ def make(*, smoke: bool) -> Study:
         rates=RATES,
     )
     if not smoke:
-        return made
+        return replace(made, references=("dense", UP_ISO_FLOP.name))
     chosen = {arm.name for arm in study.arms}
     return replace(
         made,
