@@ -30,8 +30,7 @@ from moesaic.modeling.recording import is_linear
 from moesaic.modeling.spliced import MoELayer, splice
 from moesaic.modeling.survey import NUMBER, Run, twin_of
 from moesaic.modeling.tracing import model_class
-from moesaic.modeling.twin import again, first_line, outputs
-from moesaic.quiet import quiet
+from moesaic.modeling.twin import again, first_line, outputs, silent
 from moesaic.sites import Site
 
 CAUSES = {
@@ -112,7 +111,7 @@ def _cover(model_type: str) -> Row:
     signal.signal(signal.SIGPROF, _late)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        with quiet():
+        with silent():
             config = default_config(model_type)
         chosen = model_class(config)
         cls = chosen.__name__

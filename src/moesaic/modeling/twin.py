@@ -10,12 +10,12 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from moesaic.lazy import torch
 from moesaic.modeling.inputs import Inputs, candidates
 from moesaic.modeling.tiny import Scale, tiny_config
+from moesaic.quiet import quiet
 
 PATIENCE = 10  # inputs of which the same error is taken
 MAX_WEIGHTS = 40_000_000  # of a twin; more would take seconds and gigabytes for nothing
@@ -31,7 +31,7 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, scale: Scale, dt
     Raises:
         TwinError: where the class does not take the small config, or the twin is still large.
     """
-    with quiet():
+    with silent():
         try:
             small = tiny_config(config, scale)
             small._attn_implementation = small._experts_implementation = "eager"  # noqa: SLF001  # takes float64
@@ -50,7 +50,7 @@ def build(cls: type[PreTrainedModel], config: PreTrainedConfig, scale: Scale, dt
 
 def again(twin: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """Return another model of the same class, config and random draws, in this dtype."""
-    with quiet(), default_dtype(dtype):
+    with silent(), default_dtype(dtype):
         bare: Any = type(twin)(twin.config)
     model: PreTrainedModel = bare.to(dtype).eval()
     randomize(model)
@@ -59,7 +59,7 @@ def again(twin: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 def skeleton(cls: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """Return the model on the meta device: all its modules, no memory."""
-    with quiet(), torch.device("meta"):
+    with silent(), torch.device("meta"):
         model: PreTrainedModel = cls(config)
     return model
 
@@ -110,7 +110,7 @@ def outputs(model: torch.nn.Module, inputs: Inputs) -> list[torch.Tensor]:
     """Return all floating-point tensors of one forward call, the random generator set anew."""
     torch.manual_seed(0)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    with quiet(), default_dtype(dtype):
+    with silent(), default_dtype(dtype):
         return list(tensors(model(**inputs)))
 
 
@@ -148,13 +148,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing while twins are tried."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers.logging.set_verbosity(level)
+def silent() -> Iterator[None]:
+    """Keep transformers from warning, and whatever else from printing, while twins are tried."""
+    with quiet(), warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
 import torch
 import transformers
-from transformers.utils import logging
 
 from moesaic.checkpoints.sources.writer import Tensor
 from moesaic.errors import SourceError, listing
+from moesaic.quiet import quiet
 
 
 def check_fit(subject: str, config: Mapping[str, Any], tensors: Iterable[Tensor]) -> None:
@@ -22,7 +21,7 @@ def check_fit(subject: str, config: Mapping[str, Any], tensors: Iterable[Tensor]
         SourceError: naming every tensor that is missing, unexpected or of another shape.
     """
     model_class = getattr(transformers, config["architectures"][0])
-    with _silence():
+    with quiet():
         _, info = model_class.from_pretrained(
             None,
             config=model_class.config_class(**deepcopy(config)),  # the class writes into what it is given
@@ -45,17 +44,3 @@ def check_fit(subject: str, config: Mapping[str, Any], tensors: Iterable[Tensor]
             f"{subject}: its tensors must be those of {config['architectures'][0]}. Got:\n{listing(problems)}\n"
             "Pass the model's safetensors folder or hub id instead."
         )
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Keep transformers from reporting on a model that nobody asked it to load."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
