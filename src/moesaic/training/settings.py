@@ -106,7 +106,7 @@ def arguments(how: Training, out: Path) -> dict[str, Any]:
         "max_grad_norm": how.clip,
         "bf16": how.precision == "bfloat16",
         "use_cpu": not on_gpu,
-        "optim": "adamw_torch_fused" if on_gpu else "adamw_torch",
+        "optim": "adamw_torch_fused",
         "seed": how.seed,
         "logging_steps": how.log_every or NEVER,
         "save_strategy": "steps",
