@@ -233,6 +233,14 @@ def test_what_need_not_be_proved_is_the_gap(within: float) -> None:
     assert found.examined <= best.examined
 
 
+def test_where_f_is_flat_up_to_a_kink_the_proof_ends() -> None:
+    """An interval may begin anywhere before it, if a node falls on it: few pairs, whose bounds must be made close."""
+    found = search("hardswish", Grid.fp16(-65504, 0), M=6, bins=8, within=1e-6, most_pairs=1_000_000)
+    assert found.gap <= 1e-6 * found.cost
+    assert -3 in found.cuts
+    assert -3 in search("hardswish", Grid.fp16(-65504, 0), M=6, bins=8, most_pairs=0).cuts  # the first table has it
+
+
 @pytest.mark.parametrize("straight", [lambda x: x, lambda x: 3 * x + 1 / 3])
 def test_of_a_straight_function_any_table_is_the_best(straight) -> None:
     """Without going through all pairs of blocks, of which none could be dropped."""

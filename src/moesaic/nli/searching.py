@@ -11,9 +11,10 @@ The cost of a table is a sum over its intervals, so the best one follows from th
    two costs at least. Pairs that cost more than the table of 2 are dropped; the blocks of the others are halved.
    Bounds are linear in the cuts, and what a cut makes dearer for one interval it makes cheaper for the next
    (`chains`), so what blocks lose is of second order in their length;
-4. but where an interval has a zero of f inside, its cost is a narrow valley: low only where a node falls on the zero,
-   or a bin is centred there. Bounds of blocks see the bottom everywhere, and few such pairs would let all others pass.
-   So pairs whose bounds are far below a cost between their blocks are quartered ahead of the others (`_closer`);
+4. but where an interval has a zero of f inside, or begins before a kink, its cost is a narrow valley: low only where a
+   node falls on the zero or the kink, or a bin is centred there. Bounds of blocks see the bottom everywhere, and few
+   such pairs would let all others pass. So pairs whose bounds are far below a cost between their blocks are quartered
+   ahead of the others, and while only few are left, again and again (`_closer`);
 5. with blocks of one point the bounds are the costs, and the recursion over what is left gives the best table of all.
 
 Nothing about f is assumed but that its curvature changes its sign only where divided differences of the grid show it.
@@ -47,7 +48,9 @@ CHUNK = 2**15
 AHEAD = 2
 """Times that loose bounds are improved before all blocks are halved."""
 DEEP = 2
-"""Times that the blocks of a pair are halved for that."""
+"""Times that the blocks of a pair are halved for that, at least."""
+FEW = 4
+"""They are halved further while no more are left than this part of all pairs."""
 LOOSE = 4
 """A bound is loose if it is as far below a cost of its blocks as this part of the gap of the whole table."""
 ROUNDING = 1e-9
@@ -234,13 +237,16 @@ class _Search:
         apart = np.flatnonzero(pairs.left < pairs.right)
         whose = apart[self._loose(ends[apart], least[apart], gap)]
         ends, least = ends[whose], least[whose]
-        found = np.full(len(pairs), np.inf)
-        for depth in range(DEEP):
+        found, depth = np.full(len(pairs), np.inf), 0
+        while len(ends):
+            depth += 1
             ends, parts = self._quartered(ends)
             whose, least = whose[parts], np.maximum(least[parts], self._least(ends)[:, 0])
             single = (ends[:, 0] == ends[:, 1]) & (ends[:, 2] == ends[:, 3])
-            open_ = np.flatnonzero((least < room[whose]) & ~single) if depth < DEEP - 1 else np.zeros(0, np.int64)
+            open_ = np.flatnonzero((least < room[whose]) & ~single)
             open_ = open_[self._loose(ends[open_], least[open_], gap)]
+            if depth >= DEEP and len(open_) > len(pairs) // FEW:
+                open_ = open_[:0]
             done = np.ones(len(ends), dtype=bool)
             done[open_] = False
             np.minimum.at(found, whose[done], least[done])
@@ -267,9 +273,10 @@ class _Search:
         )
 
     def _refined(self, count: int) -> tuple[Vector, float]:
-        """Return what the recursion finds on a coarse grid, then around its result."""
-        size = len(self.costs.x)
-        points = np.unique(np.append(self._evenly(count), [*range(min(self.M, size)), size - 1]))
+        """Return what the recursion finds on a coarse grid with the kinks of f, then around its result."""
+        size, kinks = len(self.costs.x), np.ravel(self.costs.bends + np.array([1, -1]))
+        kinks = kinks[:: 1 + len(kinks) // COARSE]
+        points = np.unique(np.concatenate([self._evenly(count), np.arange(min(self.M, size)), [size - 1], kinks]))
         return self._settled(self._among(points), size // COARSE)
 
     def _settled(self, table: tuple[Vector, float], step: int) -> tuple[Vector, float]:
