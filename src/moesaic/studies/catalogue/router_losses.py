@@ -16,6 +16,8 @@ from moesaic.studies.usual import MOE
 from moesaic.training.recipe import Loss
 
 LANGUAGES = 16
+STEPS, BATCH = 48, 16
+RATES = (5e-5, 1e-4)
 ROUTER_RATE = 30.0
 """Times the learning rate: what pretrained weights bear moves a new router next to nothing in a hundred steps."""
 
@@ -24,6 +26,8 @@ def make(*, smoke: bool) -> Study:
     """Return the study; of `smoke`, two arms and a few steps."""
     study = speech_translation.make(smoke=smoke)
     chosen = [arm for arm in arms() if arm.name in ("balance", "dpsl")] if smoke else arms()
+    if not smoke:
+        study = replace(study, budget=replace(study.budget, steps=STEPS, batch_size=BATCH), rates=RATES)
     return replace(
         study,
         name="router_losses",
