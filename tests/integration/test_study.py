@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from moesaic.recipes.continued_pretraining import continued_pretraining
 from moesaic.routers.zeros import Zeros
 from moesaic.spec import MoESpec
 from moesaic.studies import Arm, Measure, Study, study
+from moesaic.studies import cell as cells
 from moesaic.studies.arm import ALWAYS_ON
 from moesaic.studies.cell import Cell
 from moesaic.studies.result import by_seeds, collect
@@ -34,6 +35,8 @@ SPEC = MoESpec(num_experts=4, top_k=2, shared_expert=True)
 @dataclass(frozen=True)
 class Bench:
     """Sentences of two kinds, another set in each fold."""
+
+    folds: ClassVar[int] = 3
 
     model: str
 
@@ -193,6 +196,11 @@ def test_a_rate_may_be_taken_away_later(made: Study, finished: Path, tmp_path: P
     study(fewer, out, resume=True)
     study(fewer, fresh)
     assert numbers(out) == numbers(fresh)
+
+
+def test_a_seed_past_the_folds_begins_anew(made: Study, tmp_path: Path) -> None:
+    places = [cells.data_of(made, seed, tmp_path, print) for seed in (0, 1, 2, 3)]
+    assert [place.name for place in places] == ["fold-0", "fold-1", "fold-2", "fold-0"]
 
 
 def test_the_report_names_everything(made: Study, finished: Path) -> None:

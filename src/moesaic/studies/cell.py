@@ -25,8 +25,6 @@ from moesaic.training.checkpointing import read_json, write_json
 from moesaic.training.recipe import Recipe
 
 DONE = "cell.json"
-FOLDS = 5
-"""How many folds a corpus has; a seed past them begins anew."""
 Say = Callable[[str], None]
 
 
@@ -154,12 +152,13 @@ class _Trials:
 
 def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
     """Return the folder of a seed's data, written on first use."""
-    place = out / "data" / f"fold-{seed % FOLDS}"
+    fold = seed % study.bench.folds
+    place = out / "data" / f"fold-{fold}"
     if not place.exists():
         beside = place.with_name(f"{place.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
         beside.parent.mkdir(parents=True, exist_ok=True)
-        study.bench.data(seed % FOLDS, beside, say)
+        study.bench.data(fold, beside, say)
         beside.rename(place)
     return place
 

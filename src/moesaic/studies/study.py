@@ -46,6 +46,10 @@ class Bench(Protocol):
     def model(self) -> str:
         """Name or folder of the dense model."""
 
+    @property
+    def folds(self) -> int:
+        """How many folds the data have; a seed past them begins anew."""
+
     def data(self, fold: int, out: Path, say: Say) -> None:
         """Write a fold's data into a new folder, the same bytes each time."""
 

@@ -8,14 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from moesaic.calibrating import Reading
 from moesaic.corpora import Corpus
 from moesaic.corpora.base import part_of, placed
 from moesaic.corpora.emoji import Emoji
 from moesaic.corpora.stamps_pictures import StampsPictures
-from moesaic.errors import StudyError
 from moesaic.evaluation.base import Place
 from moesaic.evaluation.features import Towers, open_towers
 from moesaic.evaluation.tasks.few_shot import FewShot
@@ -45,8 +44,6 @@ LAYERS = "7,9"
 VISION, TEXT = "dinov2-small-focus", "minilm-l6"
 DEPTH, STILL, PIXELS = 10, 6, 56
 """Layers of the vision tower that are kept (its last two were made for saliency); of these, those that never train."""
-FOLDS = 3
-"""As many as leave some sources to the training parts of all, on which the projections are fitted."""
 CORPORA: tuple[Corpus, ...] = (Emoji(), StampsPictures(size=64))
 SAMPLE, FEW, SHOTS = "calibration.jsonl", "few.jsonl", 5
 MOST = {"validation": 200, "test": 300}
@@ -67,6 +64,9 @@ class PicturesBench:
         sample: training pictures of each corpus for methods that read activations.
     """
 
+    folds: ClassVar[int] = 3
+    """As many as leave some sources to the training parts of all, on which the projections are fitted."""
+
     rows: int = 0
     sample: int = 400
 
@@ -76,11 +76,6 @@ class PicturesBench:
         return f"{VISION} + {TEXT}"
 
     def data(self, fold: int, out: Path, say: Say) -> None:
-        if fold >= FOLDS:
-            raise StudyError(
-                f"encoder: seeds must be of the folds 0 to {FOLDS - 1}. Got fold {fold}, whose test pictures the "
-                "projections are fitted on. Take other seeds."
-            )
         for corpus in CORPORA:
             write_parts(corpus, out / corpus.name(), fold, MOST, self.rows, say)
         rows, test = (_joined(out, name) for name in (ROWS, TEST))
@@ -245,7 +240,8 @@ def _make(out: Path, most: int, say: Say) -> None:
 def fitted_on(corpus: Corpus, say: Say) -> list[Row]:
     """Return the pictures that every fold trains on."""
     folder = corpus.folder(say)
-    rows = corpus.examples(folder, "train", lambda source: all(part_of(source, n) == "train" for n in range(FOLDS)))
+    folds = range(PicturesBench.folds)
+    rows = corpus.examples(folder, "train", lambda source: all(part_of(source, fold) == "train" for fold in folds))
     return [Row(row["image"], placed(row, corpus.media, folder.as_posix())) for row in rows]
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from moesaic.corpora import Corpus
+from moesaic.corpora import FOLDS, Corpus
 from moesaic.corpora.domains import DEFAULT, Domains
 from moesaic.evaluation.tasks.perplexity import Perplexity
 from moesaic.experts.cluster_aware import ClusterAware
@@ -54,6 +54,8 @@ class LanguageBench:
         train, validation, test, sample: rows of a domain; `sample` is of the training rows, for methods that read
             activations.
     """
+
+    folds: ClassVar[int] = FOLDS
 
     model: str = "smollm2-135m"
     source: str = "domains"

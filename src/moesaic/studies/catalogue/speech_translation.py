@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from moesaic.calibrating import Reading
+from moesaic.corpora import FOLDS
 from moesaic.corpora.stamps_speech import StampsSpeech
 from moesaic.evaluation.tasks.speech_translation import SpeechTranslation
 from moesaic.experts.drop_upcycling import DropUpcycling
@@ -44,6 +45,8 @@ class SpeechBench:
         longest: seconds of a recording. letters: bytes of a text, so that a batch is not mostly filling; of the corpus.
         rows: of each part at most; 0: all.
     """
+
+    folds: ClassVar[int] = FOLDS
 
     model: str = "whisper-base"
     source: str = "stamps_speech"
