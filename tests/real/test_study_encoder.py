@@ -88,7 +88,7 @@ def test_no_picture_is_fitted_that_a_fold_tests(finished: Path) -> None:
     fitted = {row.values["source"] for corpus in encoder.CORPORA for row in encoder.fitted_on(corpus, lambda _: None)}
     assert fitted
     for corpus in encoder.CORPORA:
-        for fold in range(encoder.FOLDS):
+        for fold in range(encoder.PicturesBench.folds):
             for part in ("test", "validation"):
                 assert not fitted & {row["source"] for row in corpus.rows(part, fold)}  # type: ignore[arg-type]
 
