@@ -103,7 +103,7 @@ def make(*, smoke: bool) -> Study:
         ),
         rates=RATES,
         layers="every:2",
-        references=("dense", "iso-flop", "spri-up"),
+        references=("dense", "iso-flop", "spri-two-stages", "spri-up"),
     )
     if not smoke:
         return study
