@@ -27,6 +27,7 @@ from moesaic.studies import cell as cells
 from moesaic.studies.arm import ALWAYS_ON
 from moesaic.studies.cell import Cell
 from moesaic.studies.result import by_seeds, collect
+from moesaic.studies.tuning import best, tries
 from moesaic.training.recipe import Recipe, Training
 
 SPEC = MoESpec(num_experts=4, top_k=2, shared_expert=True)
@@ -117,26 +118,55 @@ def numbers(out: Path) -> dict[str, Any]:
 
 
 def test_each_cell_has_the_budget_and_the_best_of_its_rates(made: Study, finished: Path) -> None:
-    for arm in made.arms:
-        first, second = (
-            json.loads((finished / f"cells/{arm.name}/seed-{seed}/cell.json").read_text()) for seed in made.seeds
-        )
-        assert first["steps"] == second["steps"] == 3
-        assert set(first["tried"]) == {"0.001", "0.0001"}
-        assert first["tried"][f"{first['rate']:g}"] == min(first["tried"].values())
-        assert second["rate"] == first["rate"]
+    for row in numbers(finished)["rows"]:
+        tried = Cell(row["arm"], 0, made.rates).found(finished) or {}
+        best = min(tried, key=lambda rate: tried[rate]["held_out"]["last"]["eval/loss"])
+        assert [cell["rate"] for cell in row["cells"]] == [best, best]
+        assert {cell["steps"] for cell in row["cells"]} == {3}
+        assert len(list((finished / "cells" / row["arm"] / "seed-1").iterdir())) == 1
     assert not list(finished.rglob("*.safetensors"))
 
 
+def test_a_rate_is_chosen_by_the_mean_over_the_seeds_that_are_tuned_on(made: Study, tmp_path: Path) -> None:
+    losses = {0: (1.0, 1.1), 1: (2.0, 1.5)}  # by seed, of the two rates
+    for seed, of in losses.items():
+        for rate, loss in zip(made.rates, of, strict=True):
+            file = Cell("dense", seed, made.rates).record(tmp_path, rate)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"held_out": {"last": {"eval/loss": loss}}}))
+    for tuned, rate in ((1, made.rates[0]), (2, made.rates[1])):
+        assert best(tries(replace(made, tuning_seeds=tuned), "dense", tmp_path) or {}) == rate
+    assert tries(replace(made, seeds=(0, 1, 2), tuning_seeds=3), "dense", tmp_path) is None
+
+
+def test_tuned_on_all_seeds_the_result_tells_what_each_rate_came_to(
+    made: Study, finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    study(replace(made, tuning_seeds=2), out, resume=True)
+    for row in numbers(out)["rows"]:
+        tried = numbers(out)["tuning"][row["arm"]]
+        found = [Cell(row["arm"], seed, made.rates).found(out) or {} for seed in made.seeds]
+        for rate in made.rates:
+            own = tried[f"{rate:g}"]
+            assert own["held_out"] == pytest.approx(
+                np.mean([one[rate]["held_out"]["last"]["eval/loss"] for one in found])
+            )
+        best_of = min(tried, key=lambda rate: tried[rate]["held_out"])
+        assert f"{row['rate']:g}" == best_of
+        assert row["means"]["perplexity/loss"]["value"] == pytest.approx(tried[best_of]["perplexity/loss"])
+    assert "by held-out loss on seeds 0, 1;" in (out / "result.md").read_text()
+
+
 def test_function_preserving_arms_start_at_the_dense_loss(made: Study, finished: Path) -> None:
-    cells = {arm.name: Cell(arm.name, 0, made.rates).found(finished) or {} for arm in made.arms}
-    starts = {name: cell["held_out"]["first"]["eval/loss"] for name, cell in cells.items()}
+    starts = {row["arm"]: row["cells"][0]["held_out"]["first"]["eval/loss"] for row in numbers(finished)["rows"]}
     # Blocks of norm 1e-3 move a loss of about 6 by far less than a hundredth.
     np.testing.assert_allclose([starts["spri"], starts["iso-flop"]], starts["dense"], atol=1e-2)
 
 
 def test_what_is_always_on_routes_nothing(finished: Path) -> None:
-    cell = json.loads((finished / "cells/iso-flop/seed-0/cell.json").read_text())
+    cell = json.loads((finished / "cells/iso-flop/seed-0/rate-0.001.json").read_text())
     assert all(layer["entropy"] == pytest.approx(1.0, abs=1e-6) for layer in cell["look"]["routing"].values())
     assert cell["look"]["active"] == cell["look"]["parameters"]
     assert all(layer["load_cv"] == 0 for layer in cell["look"]["routing"].values())
@@ -161,7 +191,7 @@ def test_a_study_in_pieces_ends_in_the_same_numbers(
     first = study(made, out, only=("spri",))
     assert first.missing == ("dense", "iso-flop")
     cell = Cell("spri", 0, made.rates)
-    (cell.folder(out) / "cell.json").unlink()  # as if it had been killed before its last step
+    cell.record(out, made.rates[1]).unlink()  # as if it had been killed before its last step
     halfway = cell.folder(out) / "moe.partial"  # and another time in its conversion
     halfway.mkdir()
     (halfway / JOURNAL).write_text("{")
@@ -172,21 +202,11 @@ def test_a_study_in_pieces_ends_in_the_same_numbers(
 def test_a_rate_may_be_added_later(made: Study, finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     study(replace(made, rates=(1e-4,)), out, only=("dense", "iso-flop"))
-    tried = (out / "cells/dense/seed-0/try-0.0001.json").read_bytes()
+    record = Cell("dense", 0, made.rates).record(out, 1e-4)
+    then = record.read_bytes()  # its seconds, too
     study(made, out, resume=True)
-    assert (out / "cells/dense/seed-0/try-0.0001.json").read_bytes() == tried
+    assert record.read_bytes() == then
     assert numbers(out) == numbers(finished)
-
-
-def test_what_is_measured_at_the_best_rate_stands_when_others_do_worse(made: Study, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    before, after = (replace(made, rates=rates, seeds=(0,)) for rates in ((1e-3,), (1e-3, 1e-9)))
-    study(before, out, only=("dense",))
-    then = json.loads((out / "cells/dense/seed-0/cell.json").read_text())
-    study(after, out, only=("dense",), resume=True)
-    now = json.loads((out / "cells/dense/seed-0/cell.json").read_text())
-    assert set(now.pop("tried")) == {"0.001", "1e-09"}
-    assert now == {key: value for key, value in then.items() if key != "tried"}  # its seconds, too
 
 
 def test_a_rate_may_be_taken_away_later(made: Study, finished: Path, tmp_path: Path) -> None:
@@ -261,6 +281,7 @@ def test_faults_are_told_after_all_else_is_finished(made: Study, tmp_path: Path)
     ("changes", "rule"),
     [
         ({"rates": ()}, "rates must be one or more"),
+        ({"tuning_seeds": 0}, "tuning_seeds must be 1 or more"),
         ({"seeds": (1, 1)}, "seeds must be one or more, all different"),
         ({"references": ("dens",)}, "references must be among"),
         ({"budget": Training()}, "budget must be a number of steps"),

@@ -41,7 +41,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cell(out: Path, arm: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((out / "cells" / arm / "seed-0" / "cell.json").read_text())
+    found: dict[str, Any] = json.loads(next((out / "cells" / arm / "seed-0").glob("rate-*.json")).read_text())
     return found
 
 

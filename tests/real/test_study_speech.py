@@ -39,7 +39,9 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def cells(finished: tuple[str, Path]) -> dict[str, dict[str, Any]]:
     name, out = finished
-    return {arm: json.loads((out / "cells" / arm / "seed-0" / "cell.json").read_text()) for arm in ARMS[name]}
+    return {
+        arm: json.loads(next((out / "cells" / arm / "seed-0").glob("rate-*.json")).read_text()) for arm in ARMS[name]
+    }
 
 
 def test_every_arm_trains_and_is_measured(finished: tuple[str, Path]) -> None:

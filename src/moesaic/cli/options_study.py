@@ -41,7 +41,9 @@ class StudyOptions:
     seeds: tuple[int, ...] = ()
     """Seeds, each with a fold of its own; the study's if left out."""
     rates: tuple[float, ...] = ()
-    """Learning rates that each method tries on the first seed; the study's if left out."""
+    """Learning rates that each method tries; the study's if left out."""
+    tuning_seeds: Optional[int] = None
+    """How many seeds, the first ones, rates are tried on; the study's if left out."""
     steps: Optional[int] = None
     """Optimizer steps of each cell; the study's if left out."""
     layers: Optional[str] = None
@@ -88,6 +90,7 @@ def chosen(options: StudyOptions) -> Study:
         "bench": _changed(made.bench, {"model": options.model, "source": options.data}),
         "seeds": options.seeds or made.seeds,
         "rates": options.rates or made.rates,
+        "tuning_seeds": made.tuning_seeds if options.tuning_seeds is None else options.tuning_seeds,
         "layers": options.layers or made.layers,
         "budget": replace(
             made.budget,

@@ -1,4 +1,4 @@
-"""One cell of a study: one method and one seed; made, trained, measured, and its weights thrown away."""
+"""One cell of a study: one method and one seed; made, trained and measured at each rate, its weights thrown away."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from moesaic.studies.study import Measure, Study
 from moesaic.training.checkpointing import read_json, write_json
 from moesaic.training.recipe import Recipe
 
-DONE = "cell.json"
 Say = Callable[[str], None]
 
 
@@ -34,7 +33,8 @@ class Cell:
 
     Args:
         arm: name. seed: of model, order and fold.
-        rates: peak learning rates that are tried; the one with the lowest held-out loss is measured on test data.
+        rates: peak learning rates, each trained and measured by itself. On which of them an arm is compared, held-out
+            losses decide; what the others come to on test data tells how much hangs on that choice.
     """
 
     arm: str
@@ -45,44 +45,40 @@ class Cell:
         """Where it stands."""
         return out / "cells" / self.arm / f"seed-{self.seed}"
 
-    def found(self, out: Path) -> dict[str, Any] | None:
-        """Return what came of it; None where it is still to be run, or further rates are to be tried."""
-        file, wanted = self.folder(out) / DONE, {f"{rate:g}" for rate in self.rates}
-        made = read_json(file) if file.is_file() else None
-        # The best of more rates is the best of some, if it is among them.
-        return made if made and wanted <= set(made["tried"]) and f"{made['rate']:g}" in wanted else None
+    def record(self, out: Path, rate: float) -> Path:
+        """The file of what came of a rate."""
+        return self.folder(out) / f"rate-{rate:g}.json"
+
+    def found(self, out: Path) -> dict[float, dict[str, Any]] | None:
+        """Return what came of each rate; None where some are still to be run."""
+        files = {rate: self.record(out, rate) for rate in self.rates}
+        return (
+            {rate: read_json(file) for rate, file in files.items()} if all(map(Path.is_file, files.values())) else None
+        )
 
 
-def run(study: Study, cell: Cell, out: Path, say: Say) -> dict[str, Any]:
-    """Run a cell; what is finished of it is read.
-
-    Returns: what stands in cell.json.
+def run(study: Study, cell: Cell, out: Path, say: Say) -> None:
+    """Run what is missing of a cell; every rate leaves a file.
 
     Raises:
         MoesaicError: for every fault of methods, model or data.
     """
-    if (found := cell.found(out)) is not None:
-        return found
+    missing = [rate for rate in cell.rates if not cell.record(out, rate).is_file()]
+    if not missing:
+        return
     folder = cell.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     arm, data, dense = study.arm(cell.arm), data_of(study, cell.seed, out, say), dense_of(study, out, say)
     model = dense
     if arm.experts is not None:
         model = _upcycled(study, arm, arm.experts, cell.seed, dense, data, folder / "moe")
-
     trials = _Trials(study, arm, cell.seed, model, dense, data, folder, say)
-    tries = [trials.known(rate) or trials.train(rate) for rate in cell.rates]
-    best = min(tries, key=lambda one: float(one["held_out"]["last"]["eval/loss"]))
-    made = read_json(folder / DONE) if (folder / DONE).is_file() else None  # finished, before rates were added
-    if made is None or made["rate"] != best["rate"]:
-        if not trials.model_of(best["rate"]).is_dir():
-            best = trials.train(best["rate"])
-        made = {"arm": cell.arm, "seed": cell.seed, **best, **trials.measured(best["rate"])}
-    made["tried"] = {f"{one['rate']:g}": one["held_out"]["last"]["eval/loss"] for one in tries}
-    for place in (folder / "moe", *folder.glob("run-*")):
-        shutil.rmtree(place, ignore_errors=True)
-    write_json(folder / DONE, made)
-    return made
+    for rate in missing:
+        made = {"arm": cell.arm, "seed": cell.seed, **trials.train(rate), **trials.measured(rate)}
+        shutil.rmtree(trials.model_of(rate).parent)
+        if rate == missing[-1]:
+            shutil.rmtree(folder / "moe", ignore_errors=True)
+        write_json(cell.record(out, rate), made)
 
 
 @dataclass(frozen=True)
@@ -101,23 +97,12 @@ class _Trials:
     def model_of(self, rate: float) -> Path:
         return self.folder / f"run-{rate:g}" / "model"
 
-    def record(self, rate: float) -> Path:
-        return self.folder / f"try-{rate:g}.json"
-
-    def known(self, rate: float) -> dict[str, Any] | None:
-        """Return what came of a run, whether or not its model is still there."""
-        file = self.record(rate)
-        return read_json(file) if file.is_file() else None
-
     def train(self, rate: float) -> dict[str, Any]:
         """Run, and return what came of it."""
         began = time.monotonic(), _cpu()
-        place = self.model_of(rate).parent
         recipe = replace(self.recipe(rate), parent=str(self.dense))
         trained = train(recipe, overwrite=True, certify=False, say=self.say)
-        for checkpoint in place.glob("checkpoint-*"):
-            shutil.rmtree(checkpoint)
-        made = {
+        return {
             "rate": rate,
             "steps": trained.steps,
             "tokens": trained.tokens,
@@ -126,15 +111,14 @@ class _Trials:
             "seconds": round(time.monotonic() - began[0], 1),
             "cpu_seconds": round(_cpu() - began[1], 1),
         }
-        write_json(self.record(rate), made)
-        return made
 
     def measured(self, rate: float) -> dict[str, Any]:
         """Return what a trained model is like, and how it does on test data."""
         trained, began = self.model_of(rate), _cpu()
         seen = look(trained, self.recipe(rate))
+        place = trained.parent
         measures = {
-            one.title: _measured(self.study, one, trained, self.data, self.folder, self.seed)
+            one.title: _measured(self.study, one, trained, self.data, place, self.seed)
             for one in self.study.bench.measures()
         }
         return {"look": seen, "measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}

@@ -17,6 +17,7 @@ from moesaic.evaluation.intervals import bounds, two_sided
 from moesaic.lazy import np
 from moesaic.studies.cell import Cell
 from moesaic.studies.study import Study
+from moesaic.studies.tuning import best, held_out, tries
 from moesaic.training.record import plain
 
 
@@ -73,12 +74,21 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """What a learning rate came to: held-out loss, and the headline metrics on test data by (measure, metric)."""
+
+    held_out: float
+    scores: Mapping[tuple[str, str], float]
+
+
+@dataclass(frozen=True)
 class Result:
     """A study's result.
 
     Args:
         rows: of arms with all seeds finished, in the study's order. missing: names of the others.
-        signatures: how metrics were computed, by name. tuning: held-out loss by arm and rate.
+        signatures: how metrics were computed, by name. tuning: by arm and rate, the held-out loss by which rates are
+            chosen and what the test data say at each; means over the seeds that are tuned on.
     """
 
     study: Study
@@ -86,7 +96,7 @@ class Result:
     missing: tuple[str, ...]
     signatures: Mapping[str, str]
     better: Mapping[tuple[str, str], str]
-    tuning: Mapping[str, Mapping[str, float]]
+    tuning: Mapping[str, Mapping[float, Tried]]
     versions: Mapping[str, str]
     command: str
 
@@ -115,7 +125,16 @@ class Result:
             "command": self.command,
             "versions": dict(self.versions),
             "study": plain(self.study),
-            "tuning": {arm: dict(one) for arm, one in self.tuning.items()},
+            "tuning": {
+                arm: {
+                    f"{rate:g}": {
+                        "held_out": one.held_out,
+                        **{f"{a}/{b}": score for (a, b), score in one.scores.items()},
+                    }
+                    for rate, one in found.items()
+                }
+                for arm, found in self.tuning.items()
+            },
             "signatures": dict(self.signatures),
             "rows": rows,
             "missing": list(self.missing),
@@ -128,7 +147,8 @@ def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) 
     Raises:
         StudyError: where no arm is finished, or arms were measured on other items.
     """
-    done = {arm.name: _cells(study, arm.name, out) for arm in study.arms}
+    tried = {arm.name: made for arm in study.arms if (made := tries(study, arm.name, out))}
+    done = {name: _cells(study, name, best(made), out) for name, made in tried.items()}
     whole = {name: found for name, found in done.items() if len(found) == len(study.seeds)}
     if not whole:
         raise StudyError(f"{out}: some arm must be finished in all seeds. Got none. Run the study.")
@@ -161,19 +181,21 @@ def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) 
         tuple(arm.name for arm in study.arms if arm.name not in whole),
         {score["name"]: score["signature"] for _, score in scores if score["signature"]},
         {(measure, score["name"]): score["better"] for measure, score in scores},
-        {name: {f"{rate:g}": found[0]["tried"][f"{rate:g}"] for rate in study.rates} for name, found in whole.items()},
+        {name: {rate: _tried(study, cells) for rate, cells in tried[name].items()} for name in whole},
         versions,
         command,
     )
 
 
-def _cells(study: Study, arm: str, out: Path) -> list[dict[str, Any]]:
-    """Return the finished cells of an arm, a seed each, at the rate that the first one chose."""
-    first = Cell(arm, study.seeds[0], study.rates).found(out)
-    if first is None:
-        return []
-    made = [first, *(Cell(arm, seed, (first["rate"],)).found(out) for seed in study.seeds[1:])]
-    return [one for one in made if one is not None]
+def _cells(study: Study, arm: str, rate: float, out: Path) -> list[dict[str, Any]]:
+    """Return what came of a rate, by seed, as far as it is finished."""
+    made = [Cell(arm, seed, (rate,)).found(out) for seed in study.seeds]
+    return [one[rate] for one in made if one is not None]
+
+
+def _tried(study: Study, cells: Sequence[Mapping[str, Any]]) -> Tried:
+    keys = [(one.title, metric) for one in study.bench.measures() for metric in one.headline]
+    return Tried(held_out(tuple(cells)), {key: float(_values(cells, *key).mean()) for key in keys})
 
 
 def _keys(cell: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from moesaic.studies import plots
 from moesaic.studies.cell import Cell
 from moesaic.studies.result import Result, collect
 from moesaic.studies.study import Study
+from moesaic.studies.tuning import best, tries
 from moesaic.studies.writing import write
 from moesaic.training.checkpointing import read_json, write_json
 from moesaic.training.record import plain
@@ -69,9 +70,10 @@ def study(
         for seed in made.seeds:
             cells.data_of(made, seed, place, say)
         progress("study", 0, total)
-        first = [Cell(name, made.seeds[0], made.rates) for name in chosen]
-        rates = {one["arm"]: one["rate"] for one in _run(made, first, place, workers, say, progress, total)}
-        others = [Cell(name, seed, (rates[name],)) for seed in made.seeds[1:] for name in chosen]
+        first = [Cell(name, seed, made.rates) for seed in made.tuned_on for name in chosen]
+        _run(made, first, place, workers, say, progress, total)
+        rates = {name: best(found) for name in chosen if (found := tries(made, name, place))}
+        others = [Cell(name, seed, (rates[name],)) for seed in made.seeds[len(made.tuned_on) :] for name in chosen]
         _run(made, others, place, workers, say, progress, total)
         result = collect(made, place, versions(), command)
         write(result, place)
@@ -95,8 +97,9 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
         write_json(file, now)
         return
     then = read_json(file)
-    # Arms, seeds and rates may be added or taken away: cells stand each for themselves, of tries the losses are kept.
-    changed = [key for key in now if key not in ("arms", "references", "seeds", "rates") and then.get(key) != now[key]]
+    # Arms, seeds and rates may be added or taken away: each of a cell's rates stands for itself.
+    free = ("arms", "references", "seeds", "tuning_seeds", "rates")
+    changed = [key for key in now if key not in free and then.get(key) != now[key]]
     arms = {arm["name"]: arm for arm in then["arms"]}
     changed += [f"arm {arm['name']}" for arm in now["arms"] if arms.get(arm["name"], arm) != arm]
     if changed:
@@ -121,8 +124,8 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _run(
     made: Study, wanted: Sequence[Cell], out: Path, workers: int, say: Say, progress: Progress, total: int
-) -> list[dict[str, Any]]:
-    """Run what is missing and return all; finish all others before a cell's fault is told."""
+) -> None:
+    """Run what is missing; finish all others before a cell's fault is told."""
     missing = [cell for cell in wanted if cell.found(out) is None]
     progress("study", len(wanted) - len(missing), total)
     faults: list[str] = []
@@ -136,7 +139,6 @@ def _run(
             f"study {made.name}: every cell must run. {len(faults)} of {len(missing)} did not:\n{listing(faults)}\n"
             "Mend it and repeat the command with --resume: finished cells are kept."
         )
-    return [found for cell in wanted if (found := cell.found(out)) is not None]
 
 
 def _finished(made: Study, missing: Sequence[Cell], out: Path, workers: int, say: Say) -> Iterator[tuple[Cell, str]]:

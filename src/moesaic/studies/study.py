@@ -80,9 +80,9 @@ class Study:
         name: of its result. question: what it asks, in a sentence.
         bench: model, data, task. arms: methods; all have the same data, steps and number of learning rates tried.
         budget: steps, batch and whatever else is the same for all.
-        rates: peak learning rates, tried by each arm on the first seed; the one with the lowest held-out loss is the
-            arm's in all seeds.
-        seeds: each with a fold of its own.
+        rates: peak learning rates that each arm tries; the one with the lowest held-out loss, mean over the seeds that
+            it is tuned on, is the arm's in all seeds.
+        seeds: each with a fold of its own. tuning_seeds: how many of them, the first ones, rates are tried on.
         layers: which layers become MoE in all arms.
         references: names of arms that every other is compared with, pair by pair.
     """
@@ -94,6 +94,7 @@ class Study:
     budget: Training
     rates: tuple[float, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
+    tuning_seeds: int = 1
     layers: str = "all"
     references: tuple[str, ...] = ("dense",)
 
@@ -103,12 +104,18 @@ class Study:
             ("arms", len(set(names)) == len(names) > 0, "at least one, each with a name of its own", names),
             ("rates", len(self.rates) > 0 and min(self.rates) > 0, "one or more, above 0", self.rates),
             ("seeds", len(set(self.seeds)) == len(self.seeds) > 0, "one or more, all different", self.seeds),
+            ("tuning_seeds", self.tuning_seeds > 0, "1 or more", self.tuning_seeds),
             ("references", set(self.references) <= set(names), f"among the arms {brief(names)}", self.references),
             ("budget", self.budget.steps is not None, "a number of steps", self.budget.steps),
         ]
         for what, fine, rule, got in rules:
             if not fine:
                 raise StudyError(f"study {self.name}: {what} must be {rule}. Got {got}. Correct the study.")
+
+    @property
+    def tuned_on(self) -> tuple[int, ...]:
+        """The seeds on which every rate is tried."""
+        return self.seeds[: self.tuning_seeds]
 
     def arm(self, name: str) -> Arm:
         """Return an arm by name."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from moesaic.studies.arm import Arm
 from moesaic.studies.plots import draw
-from moesaic.studies.result import Against, Result, Row
+from moesaic.studies.result import Against, Result, Row, Tried
 
 JSON, MARKDOWN = "result.json", "result.md"
 
@@ -28,7 +28,7 @@ def markdown(result: Result, pictures: list[str]) -> str:
     budget = (
         f"{len(study.seeds)} seeds, each with a fold of its own; {study.budget.steps:,} steps of "
         f"{study.budget.batch_size * study.budget.accumulate} examples for all; learning rate from "
-        f"{', '.join(f'{rate:g}' for rate in study.rates)} by held-out loss on seed {study.seeds[0]}; MoE layers: "
+        f"{', '.join(f'{rate:g}' for rate in study.rates)} by held-out loss on {_seeds(study.tuned_on)}; MoE layers: "
         f"{study.layers}."
     )
     scores = "## Scores\n\nMean over seeds, 95 % interval by resampled test items.\n\n" + _table(*_scores(result))
@@ -145,15 +145,27 @@ def _how(result: Result) -> str:
     seeds = ", ".join(map(str, result.study.seeds))
     lines = [f"    {result.command}" if result.command else "", f"{versions}; seeds {seeds}."]
     lines += [f"{name}: `{signature}`." for name, signature in result.signatures.items()]
-    lines.append("Held-out loss by learning rate, on which it was chosen:")
-    tried = [f"{rate:g}" for rate in result.study.rates]
-    rows = [
-        [arm, *(f"{one[rate]:.4f}" if rate in one else "" for rate in tried)]
-        for arm, one in result.tuning.items()
-        if one
-    ]
-    table = _table(["method", *tried], rows)
-    return "\n\n".join(line for line in lines if line) + "\n\n" + table
+    lines += _by_rate(result)
+    return "\n\n".join(line for line in lines if line)
+
+
+def _by_rate(result: Result) -> Iterator[str]:
+    """Yield a table of what every learning rate came to: the loss that it is chosen by, then each headline metric."""
+    seeds, head = _seeds(result.study.tuned_on), ["method", *(f"{rate:g}" for rate in result.study.rates)]
+
+    def table(value: Callable[[Tried], float]) -> str:
+        rows = [[arm, *(f"{value(one):.4f}" for one in found.values())] for arm, found in result.tuning.items()]
+        return _table(head, rows)
+
+    yield f"Held-out loss by learning rate, by which it is chosen; {seeds}:"
+    yield table(lambda one: one.held_out)
+    for key in result.headline() if len(result.study.rates) > 1 else ():
+        yield f"{_name(result, key)} by learning rate; {seeds}:"
+        yield table(lambda one, key=key: one.scores[key])  # type: ignore[misc]
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
 
 
 def _against(one: Against) -> str:

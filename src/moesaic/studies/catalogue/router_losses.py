@@ -27,7 +27,8 @@ def make(*, smoke: bool) -> Study:
     study = speech_translation.make(smoke=smoke)
     chosen = [arm for arm in arms() if arm.name in ("balance", "dpsl")] if smoke else arms()
     if not smoke:
-        study = replace(study, budget=replace(study.budget, steps=STEPS, batch_size=BATCH), rates=RATES)
+        budget = replace(study.budget, steps=STEPS, batch_size=BATCH)
+        study = replace(study, budget=budget, rates=RATES, tuning_seeds=1)
     return replace(
         study,
         name="router_losses",
