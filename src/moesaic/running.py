@@ -105,7 +105,8 @@ def train(
 
     `recipe.out` then holds `model`, a plain checkpoint like the one it began from, `recipe.json`, `log.jsonl`, scalars
     for TensorBoard, and the last checkpoints. What was interrupted goes on from the last complete one, in a single
-    process to the same bits as if nothing had happened.
+    process to the same bits as if nothing had happened. On CPUs this process keeps the memory that steps free
+    (`moesaic.allocator`).
 
     Args:
         resume: go on with an interrupted run; of a finished one, say what came of it. overwrite: begin anew in the

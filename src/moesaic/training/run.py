@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moesaic.allocator import keep_freed
 from moesaic.calibration.ranks import Ranks, device
 from moesaic.errors import ObservationError, TrainingError, did_you_mean
 from moesaic.lazy import torch
@@ -77,6 +78,8 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
         ObservationError, ObjectiveError, ValueError: where losses, stages or teacher do not suit the model.
     """
     how = recipe.training
+    if device().type == "cpu":
+        keep_freed()
     with quiet(), _silent():
         _seed(how.seed)
         with sharing(how.parallel, ranks):
