@@ -19,6 +19,7 @@ from moesaic.experts.base import ExpertInit
 from moesaic.running import train
 from moesaic.spec import Layers, LayerSpec
 from moesaic.studies.arm import Arm
+from moesaic.studies.below import below
 from moesaic.studies.looking import look
 from moesaic.studies.study import Measure, Study
 from moesaic.training.checkpointing import read_json, write_json
@@ -130,6 +131,10 @@ class _Trials:
 
             teacher = EnsembleTeacher(self.arm.teacher)
         training = replace(self.arm.trained(self.study.budget, rate), seed=self.seed)
+        if self.study.trains_below is not None:
+            tower = self.study.bench.upcycling().get("tower")
+            still = below(self.dense, Layers(self.study.layers), tower, self.study.trains_below)
+            training = replace(training, frozen=(*training.frozen, *still))
         made = self.study.bench.recipe(self.model, self.data, self.model_of(rate).parent, training)
         return replace(made, losses=self.arm.losses, stages=self.arm.stages, teacher=teacher)
 

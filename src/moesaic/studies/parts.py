@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -56,9 +56,19 @@ def write_parts(
     limits = {part: min((limit for limit in (most.get(part), rows) if limit), default=None) for part in PARTS}
     found = {part: _read(folder / f"{part}.jsonl", limits[part], out, fits) for part in PARTS}
     both = [{**row, "part": part} for part in ("train", "validation") for row in found[part]]
-    for name, these in ((ROWS, both), (TEST, found["test"])):
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in these)
-        (out / name).write_text(text, encoding="utf-8")
+    write_rows(out / ROWS, both)
+    write_rows(out / TEST, found["test"])
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file, one to a line."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows, one to a line."""
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text, encoding="utf-8")
 
 
 def _read(file: Path, most: int | None, out: Path, fits: Fits | None) -> list[dict[str, Any]]:

@@ -84,6 +84,7 @@ class Study:
             it is tuned on, is the arm's in all seeds.
         seeds: each with a fold of its own. tuning_seeds: how many of them, the first ones, rates are tried on.
         layers: which layers become MoE in all arms.
+        trains_below: how many layers right below the first of them train, and nothing else below it; None: everything.
         references: names of arms that every other is compared with, pair by pair.
     """
 
@@ -96,6 +97,7 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
     tuning_seeds: int = 1
     layers: str = "all"
+    trains_below: int | None = None
     references: tuple[str, ...] = ("dense",)
 
     def __post_init__(self) -> None:

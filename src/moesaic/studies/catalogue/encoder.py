@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from moesaic.corpora import Corpus
 from moesaic.corpora.base import part_of, placed
 from moesaic.corpora.emoji import Emoji
 from moesaic.corpora.stamps_pictures import StampsPictures
+from moesaic.errors import StudyError
 from moesaic.evaluation.base import Place
 from moesaic.evaluation.features import Towers, open_towers
 from moesaic.evaluation.tasks.few_shot import FewShot
@@ -31,7 +31,7 @@ from moesaic.quiet import quiet
 from moesaic.recipes.image_text_contrastive import image_text_contrastive
 from moesaic.routers.centroids import Centroids
 from moesaic.studies.arm import Arm
-from moesaic.studies.parts import ROWS, TEST, write_parts
+from moesaic.studies.parts import ROWS, TEST, read_rows, write_parts, write_rows
 from moesaic.studies.study import Measure, Say, Study
 from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
 from moesaic.training.recipe import Recipe, Training
@@ -42,8 +42,9 @@ STEPS, BATCH = 50, 64
 RATES = (1e-4, 3e-4)
 LAYERS = "7,9"
 VISION, TEXT = "dinov2-small-focus", "minilm-l6"
-DEPTH, STILL, PIXELS = 10, 6, 56
-"""Layers of the vision tower that are kept (its last two were made for saliency); of these, those that never train."""
+DEPTH, PIXELS = 10, 56
+"""Layers of the vision tower that are kept: its last two were made for saliency."""
+OURS = f"{VISION} + {TEXT}"
 CORPORA: tuple[Corpus, ...] = (Emoji(), StampsPictures(size=64))
 SAMPLE, FEW, SHOTS = "calibration.jsonl", "few.jsonl", 5
 MOST = {"validation": 200, "test": 300}
@@ -60,6 +61,8 @@ class PicturesBench:
     validation rows, so that no batch holds a picture's text twice.
 
     Args:
+        model: made of the two towers; or a dual encoder such as CLIP, which is taken as it is.
+        source: emoji and stamps; or a folder with train, validation and test.jsonl: `image`, `text`, `label`.
         rows: of each corpus and part at most, and to fit on; 0: all, but as many as `MOST` says.
         sample: training pictures of each corpus for methods that read activations.
     """
@@ -67,27 +70,33 @@ class PicturesBench:
     folds: ClassVar[int] = 3
     """As many as leave some sources to the training parts of all, on which the projections are fitted."""
 
+    model: str = OURS
+    source: str = " + ".join(corpus.name() for corpus in CORPORA)
     rows: int = 0
     sample: int = 400
 
-    @property
-    def model(self) -> str:
-        """What the dense model is made of."""
-        return f"{VISION} + {TEXT}"
-
     def data(self, fold: int, out: Path, say: Say) -> None:
-        for corpus in CORPORA:
-            write_parts(corpus, out / corpus.name(), fold, MOST, self.rows, say)
-        rows, test = (_joined(out, name) for name in (ROWS, TEST))
+        if self.source == PicturesBench.source:
+            for corpus in CORPORA:
+                write_parts(corpus, out / corpus.name(), fold, MOST, self.rows, say)
+            rows, test = (_joined(out, name) for name in (ROWS, TEST))
+        else:
+            write_parts(self.source, out, fold, MOST, self.rows, say)
+            rows, test = (read_rows(out / name) for name in (ROWS, TEST))
+            _check([*rows, *test], self.source)
         train = [row for row in rows if row["part"] == "train"]
-        _write(out / ROWS, _apart(rows))
-        _write(out / TEST, test)
-        _write(out / SAMPLE, _sampled(train, self.sample))
+        write_rows(out / ROWS, _apart(rows))
+        write_rows(out / TEST, test)
+        write_rows(out / SAMPLE, _sampled(train, self.sample))
         known = {label for label, count in Counter(row["label"] for row in train).items() if count >= SHOTS}
         few = [*train, *({**row, "part": "test"} for row in test)]
-        _write(out / FEW, [row for row in few if row["label"] in known])
+        write_rows(out / FEW, [row for row in few if row["label"] in known])
 
     def dense(self, out: Path, say: Say) -> Path:
+        if self.model != OURS:
+            from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
+
+            return resolve(self.model, progress=say)
         if not out.exists():
             beside = out.with_name(f"{out.name}.partial")
             shutil.rmtree(beside, ignore_errors=True)
@@ -126,15 +135,12 @@ def make(*, smoke: bool) -> Study:
             warmup=0.1,
             log_every=10,
             held_out_tokens=1 << 20,  # all there are
-            frozen=(
-                "text_model",
-                "vision_model.embeddings",
-                *(f"vision_model.encoder.layer.{layer}" for layer in range(STILL)),
-            ),
+            frozen=("text_model",),
             precision="float32",  # eight times as fast as bfloat16 on a CPU that has no such products
         ),
         rates=RATES,
         layers=LAYERS,
+        trains_below=1,
         references=("dense", "iso-flop"),
     )
     if not smoke:
@@ -184,14 +190,26 @@ def arms() -> tuple[Arm, ...]:
     )
 
 
+def _check(rows: Sequence[Mapping[str, Any]], source: str) -> None:
+    """Check that rows have what a dual encoder is trained on and measured by.
+
+    Raises:
+        StudyError: naming the columns that are missing.
+    """
+    missing = [name for name in ("image", "text", "label") if not all(name in row for row in rows)]
+    if missing:
+        raise StudyError(
+            f"{source}: every row must have image, text and label. Got rows without {', '.join(missing)}. Add them."
+        )
+
+
 def _joined(out: Path, name: str) -> list[dict[str, Any]]:
     """Return the rows of both corpora; paths relative to `out`, and each category named with its corpus."""
-    found = []
-    for corpus in (one.name() for one in CORPORA):
-        for line in (out / corpus / name).read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            found.append({**row, "image": f"{corpus}/{row['image']}", "label": f"{row['label']} ({corpus})"})
-    return found
+    return [
+        {**row, "image": f"{corpus}/{row['image']}", "label": f"{row['label']} ({corpus})"}
+        for corpus in (one.name() for one in CORPORA)
+        for row in read_rows(out / corpus / name)
+    ]
 
 
 def _apart(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -212,11 +230,6 @@ def _sampled(rows: Iterable[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     for row in rows:
         by_corpus.setdefault(row["image"].partition("/")[0], []).append({"image": row["image"], "label": row["label"]})
     return [row for found in by_corpus.values() for row in found[:most]]
-
-
-def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.write_text(text, encoding="utf-8")
 
 
 def _make(out: Path, most: int, say: Say) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from moesaic.recipes.continued_pretraining import continued_pretraining
 from moesaic.routers.centroids import Centroids
 from moesaic.routers.ridge import Ridge
 from moesaic.studies.arm import Arm
-from moesaic.studies.parts import ROWS, TEST, write_parts
+from moesaic.studies.parts import ROWS, TEST, read_rows, write_parts, write_rows
 from moesaic.studies.study import Measure, Say, Study
 from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
 from moesaic.training.recipe import Recipe, Training
@@ -35,8 +34,6 @@ HALVES = replace(BARE, num_experts=SHARDS * MOE.num_experts, top_k=SHARDS * MOE.
 """As many parameters as eight experts, cut into halves."""
 STEPS, BATCH, WINDOW = 20, 4, 128
 RATES = (1e-4, 3e-4)
-STILL = 26
-"""Layers that never train, from the bottom; above them stand the MoE layers."""
 LAYERS = "last:4"
 SMOKE = ("german", "python", "quotations")
 TRAIN, VALIDATION, SAMPLE = "train.jsonl", "validation.jsonl", "calibration.jsonl"
@@ -69,13 +66,13 @@ class LanguageBench:
 
     def data(self, fold: int, out: Path, say: Say) -> None:
         write_parts(self.corpus(), out, fold, {}, 0, say)
-        rows, test = _read(out / ROWS), _read(out / TEST)
+        rows, test = read_rows(out / ROWS), read_rows(out / TEST)
         train = list(_first([row for row in rows if row["part"] == "train"], self.train))
         validation = [row for row in rows if row["part"] == "validation"]
-        _write(out / TRAIN, train)
-        _write(out / VALIDATION, _first(validation, self.validation))
-        _write(out / SAMPLE, _first(train, self.sample))
-        _write(out / TEST, _first(test, self.test))
+        write_rows(out / TRAIN, train)
+        write_rows(out / VALIDATION, _first(validation, self.validation))
+        write_rows(out / SAMPLE, _first(train, self.sample))
+        write_rows(out / TEST, _first(test, self.test))
         (out / ROWS).unlink()
 
     def corpus(self) -> Corpus | str:
@@ -116,11 +113,11 @@ def make(*, smoke: bool) -> Study:
             warmup=0.05,
             log_every=5,
             held_out_tokens=1 << 20,  # all there are
-            frozen=("model.embed_tokens", *(f"model.layers.{layer}" for layer in range(STILL))),
             precision="float32",  # eight times as fast as bfloat16 on a CPU that has no such products
         ),
         rates=RATES,
         layers=LAYERS,
+        trains_below=0,
         references=("dense", "iso-flop"),
     )
     if not smoke:
@@ -179,12 +176,3 @@ def _first(rows: Iterable[Mapping[str, Any]], most: int) -> Iterator[Mapping[str
         seen[domain] += 1
         if seen[domain] <= most:
             yield row
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-
-
-def _write(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    file.write_text(text, encoding="utf-8")

@@ -32,7 +32,7 @@ from moesaic.training.tasks.speech_translation import SpeechTranslation as Spoke
 LANGUAGES = replace(MOE, num_experts=16)
 STEPS, BATCH = 96, 32
 SCORES = ("BLEU, mean over languages", "chrF, mean over languages")
-RATES = (5e-5, 1e-4, 2e-4)
+RATES = (5e-5, 1e-4)
 
 
 @dataclass(frozen=True)
