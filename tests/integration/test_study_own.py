@@ -45,6 +45,15 @@ def pictures(folder: Path, *, labels: bool = True) -> Path:
     return written(folder, row, (24, 6, 9))
 
 
+def labelled(folder: Path) -> Path:
+    """Write texts of two kinds."""
+
+    def row(part: str, number: int) -> dict[str, Any]:
+        return {"text": pico.text(40, 100 * len(part) + number), "label": "ab"[number % 2]}
+
+    return written(folder, row, (24, 4, 6))
+
+
 def scores(out: Path) -> dict[str, dict[str, float]]:
     found = json.loads((out / "result.json").read_text())
     return {row["arm"]: {name: one["value"] for name, one in row["means"].items()} for row in found["rows"]}
@@ -78,15 +87,22 @@ def test_the_language_studies_take_a_decoder_of_any_depth(tmp_path: Path, monkey
     training = cells.train
     monkeypatch.setattr(cells, "train", train)
     model, out = pico.llama(tmp_path / "llama"), tmp_path / "out"
-    data = written(
-        tmp_path / "data",
-        lambda part, number: {"text": pico.text(40, 100 * len(part) + number), "label": "ab"[number % 2]},
-        (24, 4, 6),
-    )
+    data = labelled(tmp_path / "data")
     how = ("--layers", "last:1", "--steps", "2", "--seeds", "0", "--arms", "dense", "zero-routed")
     assert run(["study", "languages", "--model", str(model), "--data", str(data), "--out", str(out), *how]) == 0
     assert set(scores(out)) == {"dense", "zero-routed"}
     assert set(frozen) == {("model.embed_tokens", "model.layers.0")}
+
+
+def test_the_study_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    model, out = pico.llama(tmp_path / "llama"), tmp_path / "out"
+    words = ["study", f"{tmp_path}/mine.py:sharp", "--model", str(model), "--data", str(labelled(tmp_path / "data"))]
+    how = ["--layers", "last:1", "--steps", "2", "--seeds", "0", "--rates", "1e-3"]
+    assert run([*words, *how, "--out", str(out)]) == 0
+    assert set(scores(out)) == {"dense", "spri-dpsl"}
 
 
 @pytest.mark.parametrize(
