@@ -39,7 +39,7 @@ class Measure:
 class Bench(Protocol):
     """What a study trains and measures on: a frozen dataclass, which goes into the record.
 
-    A seed has a fold of its own, which tests on what no training row of it shares a source with.
+    A seed has a fold of its own, whose test rows share no source with its training rows.
     """
 
     @property
