@@ -77,6 +77,7 @@ def moesaic(words: Words, log: Path) -> Cost:
 def digest(folder: Path) -> str:
     """Return a hash of the weights, or of what an evaluation found."""
     files = sorted([*folder.glob("model/*.safetensors"), *folder.glob("records.jsonl")])
+    assert files, f"{folder}: there must be something to compare"
     return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 

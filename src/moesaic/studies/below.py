@@ -11,8 +11,6 @@ from moesaic.checkpoints.dense import read_json
 from moesaic.convert.choosing import choose
 from moesaic.errors import StudyError, brief
 from moesaic.lazy import torch
-from moesaic.modeling.loading import model_class
-from moesaic.modeling.twin import skeleton
 from moesaic.planning import ffns
 from moesaic.spec import Layers
 
@@ -31,6 +29,9 @@ def below(dense: Path, layers: Layers, tower: str | None = None, trains: int = 0
     Raises:
         PlanError: where there are no such layers. StudyError: where they stand in more than one tower.
     """
+    from moesaic.modeling.loading import model_class  # noqa: PLC0415  # imports transformers
+    from moesaic.modeling.twin import skeleton  # noqa: PLC0415
+
     sites = ffns(str(dense)).sites
     chosen = choose(sites, layers, tower).values()
     stack, *others = dict.fromkeys(site.tower for site in chosen)
