@@ -9,12 +9,11 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from tests.integration import pico
+from tests.integration.disks import small_disk
 from tests.integration.killing import contents
 
 from moesaic.checkpoints.dense import DenseCheckpoint
@@ -151,23 +150,6 @@ def test_a_disk_that_fills_up_is_resumable(source: Path, tmp_path: Path) -> None
         greedy.unlink()
         assert contents(converted(source, disk / "moe", SparseUpcycling(), Writing(resume=True))) == whole
         assert [path.name for path in disk.iterdir()] == ["moe"]
-
-
-@contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"a small disk must be mounted: {done.stderr.strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_limit_on_file_sizes(source: Path, tmp_path: Path) -> None:

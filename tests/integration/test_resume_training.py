@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.integration.disks import small_disk
 from tests.integration.training_killed import rows
 from tests.integration.training_pico import Toy, recipe, save_mixtral
 from torch.testing import assert_close
@@ -69,6 +71,28 @@ def stopped(model: Path, out: Path, step: int, **changes: object) -> None:
 
     with pytest.raises(Stopped):
         train(recipe(model, out, **changes), progress=watch)
+
+
+def test_a_disk_that_fills_up_is_resumable(model: Path, tmp_path: Path) -> None:
+    """Another process takes the space before the second checkpoint; when it gives it back, the run goes on."""
+    whole = train(recipe(model, tmp_path / "whole"))
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        greedy, run = disk / "greedy", disk / "run"
+
+        def fill(stage: str, _done: int, _total: int) -> None:
+            if stage == "train" and checkpoints(run) and not greedy.exists():
+                with greedy.open("wb", buffering=0) as stream, suppress(OSError):
+                    while True:
+                        stream.write(b"x" * 4096)
+
+        with pytest.raises(OSError, match="No space left on device"):
+            train(recipe(model, run), progress=fill)
+        assert [path.name for path in checkpoints(run)] == ["checkpoint-3"]
+        greedy.unlink()
+        resumed = train(recipe(model, run), resume=True)
+        assert rows(resumed.folder.parent) == rows(whole.folder.parent)
+        written = [(one.folder / "model.safetensors").read_bytes() for one in (resumed, whole)]
+        assert written[0] == written[1]
 
 
 def test_a_checkpoint_that_lacks_a_byte_is_none(model: Path, tmp_path: Path) -> None:

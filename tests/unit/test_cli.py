@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,6 +25,7 @@ from moesaic.cli.usage import UsageError
 from moesaic.experts.base import ExpertInit
 from moesaic.method import registry
 from moesaic.routers.base import RouterInit
+from moesaic.saving import write_tensors
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "safetensors", "scipy")
 WATCH = """
@@ -172,3 +175,25 @@ def test_control_characters_in_names_reach_no_terminal(tmp_path: Path) -> None:
     assert "bell\\x07\\x1b[31m" in err
     assert err.isascii()
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("words", [["train"], ["evaluate"], ["study"]])
+def test_a_full_disk_is_one_message_with_the_remedy(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(_: list[str]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "run/model.safetensors")
+
+    monkeypatch.setattr(f"moesaic.cli.commands.{words[0]}", fill)
+    err = io.StringIO()
+    with redirect_stderr(err):
+        assert run([*words, "--out=run"]) == 1
+    assert err.getvalue() == (
+        "run/model.safetensors: there must be room for it on the disk. Got: No space left on device. Free some space. "
+        "What is written is kept; repeat the command with --resume.\n"
+    )
+
+
+def test_what_the_system_refuses_is_an_oserror(tmp_path: Path) -> None:
+    """Safetensors' own error has the number in its text alone."""
+    with pytest.raises(OSError, match="No such file or directory") as caught:
+        write_tensors(tmp_path / "none" / "x.safetensors", {"x": torch.zeros(2)})
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(tmp_path / "none" / "x.safetensors"))

@@ -12,6 +12,7 @@ from typing import Any
 from moesaic.calibration.record import Counted, Record, statistic_of
 from moesaic.errors import CalibrationError, brief
 from moesaic.lazy import torch
+from moesaic.saving import write_tensors
 from moesaic.sites import Site
 from moesaic.stats import Seen, Statistic
 
@@ -175,9 +176,7 @@ class Opened(Mapping[str, "torch.Tensor"]):
 
 def write(file: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file beside its place and move it there: a reader meets the old one, the new one or none."""
-    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
-
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(file.name + ".new")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial, metadata)
+    write_tensors(partial, tensors, metadata)
     partial.replace(file)

@@ -18,6 +18,7 @@ from moesaic.checkpoints.journal import Journal, Key
 from moesaic.checkpoints.layout import BLOCK, Shard
 from moesaic.checkpoints.place import CONFIG, clear, discard, partial, replaced
 from moesaic.errors import CheckpointError
+from moesaic.saving import FULL
 
 COPY_CHUNK = 8 << 20  # bytes; used only between file systems that can't copy in the kernel
 
@@ -221,7 +222,7 @@ class _DiskErrors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            full = error.errno in FULL
             what = "the disk must have room for the output" if full else "the file must be within reach"
             raise CheckpointError(
                 f"{error.filename or self.folder}: {what}. Got: {error.strerror}. Nothing that loads was left; mend it "

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from moesaic import __version__
 from moesaic.cli.usage import UsageError
 from moesaic.errors import MoesaicError, did_you_mean
+from moesaic.saving import FULL
 
 COMMANDS = {
     "demo": "the whole path on a small real model, in minutes",
@@ -68,13 +69,20 @@ def _guarded(name: str, rest: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader has seen enough
     except OSError as error:
-        where = f"{error.filename}: the file must be within reach" if error.filename else "The system must allow it"
-        return _fail(1, f"{where}. Got: {error.strerror or error}.")
+        return _fail(1, _of_system(error) + (f" Free some space.{_kept(name, rest)}" if error.errno in FULL else ""))
     except KeyboardInterrupt:
         return _fail(3, f"Interrupted.{_kept(name, rest)}")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
     return 0
+
+
+def _of_system(error: OSError) -> str:
+    if error.errno in FULL:
+        what = f"{error.filename or 'The disk'}: there must be room for it on the disk"
+    else:
+        what = f"{error.filename}: the file must be within reach" if error.filename else "The system must allow it"
+    return f"{what}. Got: {error.strerror or error}."
 
 
 def _kept(name: str, rest: list[str]) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 from moesaic.calibration.ranks import Ranks
 from moesaic.errors import TrainingError, listing
 from moesaic.lazy import np, torch
+from moesaic.saving import write_tensors
 from moesaic.training.shards import cut_like, whole
 
 MARKER = "complete.json"
@@ -77,8 +78,6 @@ def save_tensors(file: Path, tensors: Iterable[tuple[str, torch.Tensor]], ranks:
 
     A tensor that stands under two names (tied weights) is written under the first.
     """
-    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
-
     seen: set[int] = set()
     held: dict[str, torch.Tensor] = {}
     for name, tensor in tensors:
@@ -87,9 +86,9 @@ def save_tensors(file: Path, tensors: Iterable[tuple[str, torch.Tensor]], ranks:
         seen.add(id(tensor))
         full = whole(tensor)
         if ranks.rank == 0:
-            held[name] = full.detach().cpu().contiguous()
+            held[name] = full.detach().cpu()
     if ranks.rank == 0:
-        save_file(held, file)
+        write_tensors(file, held)
 
 
 def named(model: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

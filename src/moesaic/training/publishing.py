@@ -12,6 +12,7 @@ from moesaic.calibration.ranks import Ranks
 from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, torch_dtype
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
+from moesaic.saving import write_tensors
 from moesaic.training.checkpointing import named, write_json
 from moesaic.training.shards import whole
 
@@ -92,8 +93,6 @@ def _as_on_disk(
 
 
 def _write_weights(tensors: dict[str, torch.Tensor], source: DenseCheckpoint, to: Path) -> None:
-    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
-
     last = source.files[-1].name
     shards: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in tensors.items():
@@ -102,7 +101,7 @@ def _write_weights(tensors: dict[str, torch.Tensor], source: DenseCheckpoint, to
         shards.setdefault(place.file.name if place else last, {})[name] = tensor.to(dtype)
     for file, held in shards.items():
         own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in held.items()}
-        save_file(own, to / file, metadata={"format": "pt"})
+        write_tensors(to / file, own, {"format": "pt"})
     if len(source.files) > 1 or (source.folder / INDEX).exists():
         total = sum(tensor.numel() * tensor.itemsize for held in shards.values() for tensor in held.values())
         weight_map = {name: file for file, held in sorted(shards.items()) for name in sorted(held)}

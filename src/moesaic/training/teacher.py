@@ -10,6 +10,7 @@ from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.losses.eesd import Eesd, cosine, kl, mean_square
 from moesaic.observing import MoEBlock, Pass, Seen, inner, moe_blocks
+from moesaic.saving import write_tensors
 from moesaic.training.averaging import Average
 from moesaic.training.dense_routing import route_to_all
 from moesaic.training.steps import AfterStep
@@ -109,10 +110,8 @@ class EnsembleTeacher:
 
     def save(self, path: Path) -> None:
         """Write the state to a safetensors file; what stands there is kept until the new file is whole."""
-        from safetensors.torch import save_file  # noqa: PLC0415  # needs torch
-
         beside = path.with_name(path.name + ".part")
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, beside)
+        write_tensors(beside, self.state_dict())
         beside.replace(path)
 
     def load(self, path: Path) -> None:

@@ -22,6 +22,7 @@ from moesaic.checkpoints.sources import cache
 from moesaic.errors import ObservationError, SourceError, TrainingError
 from moesaic.lazy import torch
 from moesaic.observing import moe_blocks
+from moesaic.saving import write_tensors
 from moesaic.training.tasks.models import as_training
 from moesaic.training.tasks.tables import Row
 
@@ -197,13 +198,11 @@ def _parts(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
 
 
 def _write(folder: Path, outputs: dict[str, torch.Tensor]) -> None:
-    from safetensors.torch import save_file  # noqa: PLC0415  # needs torch
-
     file = folder / f"{hashlib.sha256(' '.join(sorted(outputs)).encode()).hexdigest()[:24]}.safetensors"
     beside = file.with_name(f".{os.getpid()}-{file.name}.partial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(outputs, beside)
+        write_tensors(beside, outputs)
         beside.replace(file)
     except OSError as error:
         raise SourceError(
