@@ -254,6 +254,29 @@ def test_another_study_does_not_go_on_in_the_folder(made: Study, finished: Path)
         study(other, finished, resume=True)
 
 
+def test_a_study_that_measured_nothing_may_be_corrected(made: Study, finished: Path, tmp_path: Path) -> None:
+    """As where its layers were none of the model's: what it had made goes, a file of the user's stays."""
+    out, none = tmp_path / "out", replace(made, layers="first:99")
+    for _ in range(2):
+        with pytest.raises(StudyError, match="every method must fit the model"):
+            study(none, out)
+        assert not (out / "cells").exists()  # not even dense training
+    (out / "cells" / "spri" / "seed-0" / "moe.partial").mkdir(parents=True)
+    (out / "notes.txt").write_text("mine")
+    (out / "data" / "fold-0" / "stale").mkdir(parents=True)
+    study(made, out)
+    assert numbers(out) == numbers(finished)
+    assert (out / "notes.txt").read_text() == "mine"
+    assert not (out / "data" / "fold-0" / "stale").exists()
+
+
+def test_a_folder_of_something_else_is_left_alone(made: Study, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(StudyError, match="something else"):
+        study(made, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
 def test_an_unknown_arm_leaves_no_study_behind(made: Study, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="an arm must be one of dense, spri, iso-flop"):
         study(made, tmp_path / "out", only=("sprii",))
@@ -270,11 +293,19 @@ def test_what_the_end_needs_is_asked_for_at_the_beginning(
 
 
 def test_faults_are_told_after_all_else_is_finished(made: Study, tmp_path: Path) -> None:
-    alone = replace(SPEC, shared_expert=False)
-    broken = Arm("broken", "blocks without what they correct", "published", Spri(), spec=alone)
+    frozen = Arm("broken", "nothing that learns", "dense", training=(("frozen", ("",)),))
+    arms = (frozen, made.arms[0])
     with pytest.raises(StudyError, match="1 of 2 did not:\n  - broken, seed 0: "):
-        study(replace(made, arms=(broken, made.arms[0]), rates=(1e-3,), seeds=(0,), references=()), tmp_path / "out")
+        study(replace(made, arms=arms, rates=(1e-3,), seeds=(0,), references=()), tmp_path / "out")
     assert Cell("dense", 0, (1e-3,)).found(tmp_path / "out") is not None
+
+
+def test_a_method_that_does_not_fit_is_told_at_once(made: Study, tmp_path: Path) -> None:
+    alone = replace(SPEC, shared_expert=False)
+    misfit = Arm("misfit", "blocks without what they correct", "published", Spri(), spec=alone)
+    with pytest.raises(StudyError, match=r"must fit the model. 1 do not:\n  - misfit: "):
+        study(replace(made, arms=(made.arms[0], misfit), references=()), tmp_path / "out")
+    assert not (tmp_path / "out" / "cells").exists()
 
 
 @pytest.mark.parametrize(

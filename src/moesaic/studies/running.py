@@ -5,14 +5,19 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from moesaic.convert import Options
 from moesaic.errors import MoesaicError, StudyError, listing
+from moesaic.planning import planned
+from moesaic.spec import Layers
 from moesaic.studies import cell as cells
 from moesaic.studies import plots
 from moesaic.studies.cell import Cell
@@ -23,7 +28,7 @@ from moesaic.studies.writing import write
 from moesaic.training.checkpointing import read_json, write_json
 from moesaic.training.record import plain
 
-RECORD = "study.json"
+RECORD, LOCK = "study.json", "lock"
 PACKAGES = ("moesaic", "torch", "transformers", "numpy")
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -62,15 +67,16 @@ def study(
         if name not in {arm.name for arm in made.arms}:
             known = ", ".join(arm.name for arm in made.arms)
             raise StudyError(f"study {made.name}: an arm must be one of {known}. Got '{name}'. Correct it.")
-    _settle(made, place, resume)
+    _claim(place)
     chosen = [arm.name for arm in made.arms if not only or arm.name in only]
     total = len(chosen) * len(made.seeds)
     with _alone(place):
-        cells.dense_of(made, place, say)
+        _settle(made, place, resume)
+        first = [Cell(name, seed, made.rates) for seed in made.tuned_on for name in chosen]
+        _refuse_misfits(made, {cell.arm for cell in first if not cell.found(place)}, cells.dense_of(made, place, say))
         for seed in made.seeds:
             cells.data_of(made, seed, place, say)
         progress("study", 0, total)
-        first = [Cell(name, seed, made.rates) for seed in made.tuned_on for name in chosen]
         _run(made, first, place, workers, say, progress, total)
         rates = {name: best(found) for name in chosen if (found := tries(made, name, place))}
         others = [Cell(name, seed, (rates[name],)) for seed in made.seeds[len(made.tuned_on) :] for name in chosen]
@@ -85,23 +91,28 @@ def versions() -> dict[str, str]:
     return {package: version(package).partition("+")[0] for package in PACKAGES}
 
 
+def _claim(out: Path) -> None:
+    """Refuse a folder of something else; make it where it is not there."""
+    if out.exists() and not (out / RECORD).exists() and any(path.name != LOCK for path in out.iterdir()):
+        raise StudyError(f"{out}: out must be new, empty or an earlier study. It holds something else. Choose another.")
+    out.mkdir(parents=True, exist_ok=True)
+
+
 def _settle(made: Study, out: Path, resume: bool) -> None:
+    """Write down what the folder is a study of; where nothing was measured yet, it may become another."""
     now = {**plain(made), "arms": [plain(arm) for arm in made.arms]}  # each by itself, as of a long list a hash is kept
     file = out / RECORD
-    if not file.exists():
-        if out.exists() and any(out.iterdir()):
-            raise StudyError(
-                f"{out}: out must be new, empty or an earlier study. It holds something else. Choose another."
-            )
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(file, now)
-        return
-    then = read_json(file)
+    then = read_json(file) if file.exists() else now
     # Arms, seeds and rates may be added or taken away: each of a cell's rates stands for itself.
     free = ("arms", "references", "seeds", "tuning_seeds", "rates")
     changed = [key for key in now if key not in free and then.get(key) != now[key]]
     arms = {arm["name"]: arm for arm in then["arms"]}
     changed += [f"arm {arm['name']}" for arm in now["arms"] if arms.get(arm["name"], arm) != arm]
+    if not any(out.glob("cells/*/*/rate-*.json")):
+        for part in ("cells", "data", "dense") if changed else ():
+            shutil.rmtree(out / part, ignore_errors=True)
+        write_json(file, now)
+        return
     if changed:
         raise StudyError(
             f"{out}: a study must go on as it began. What differs:\n{listing(changed)}\nRestore it or take another out."
@@ -111,10 +122,29 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
     write_json(file, {**now, "arms": list({**arms, **{arm["name"]: arm for arm in now["arms"]}}.values())})
 
 
+def _refuse_misfits(made: Study, names: Collection[str], dense: Path) -> None:
+    """Plan every conversion, so that a method that can't be made of the model is told now and not after hours."""
+    given = {
+        key: value for key, value in made.bench.upcycling().items() if key in {item.name for item in fields(Options)}
+    }
+    faults = []
+    for arm in made.arms:
+        if arm.name in names and arm.experts is not None:
+            spec = replace(arm.spec, layers=Layers(made.layers))
+            try:
+                planned(str(dense), Options(spec, arm.experts, arm.router, **given))
+            except MoesaicError as error:
+                faults.append(f"{arm.name}: {error}")
+    if faults:
+        raise StudyError(
+            f"study {made.name}: every method must fit the model. {len(faults)} do not:\n{listing(faults)}"
+        )
+
+
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Let one process at a time work in a folder; the lock goes with the process, however it ends."""
-    with (out / "lock").open("w") as file:
+    with (out / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
