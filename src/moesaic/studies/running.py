@@ -58,8 +58,8 @@ def study(
         say: told how it goes. progress: told how far it is.
 
     Raises:
-        StudyError: where the folder is of another study, plots can't be drawn, or cells fail (all others are finished
-            first).
+        StudyError: where the folder is of another study, plots can't be drawn, a method does not fit the model (before
+            any is trained), or cells fail (all others are finished first).
     """
     plots.demand()  # not after hours
     place = Path(out).expanduser().absolute()
