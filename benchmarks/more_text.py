@@ -13,20 +13,19 @@ from moesaic import studies
 from moesaic.studies import Study
 from moesaic.studies.catalogue.language_model import LanguageBench
 
-ARMS = ("dense", "iso-flop", "spri-two-stages", "recommended")
-SMOKE = {"domains": ("german", "python"), "longest": 200, "train": 8, "validation": 1, "test": 1}
+ARMS = ("dense", "iso-flop", "recommended")
 
 
 def study(*, smoke: bool) -> Study:
-    """Return 204,800 tokens of 14 domains, for dense training, the control, SPRI and the recommended recipe."""
-    made = studies.find("language_model", smoke=smoke)
-    bench = LanguageBench(**SMOKE) if smoke else LanguageBench(train=240, validation=4, test=12)
+    """Return 204,800 tokens of 14 domains, for dense training, the control and the recommended recipe."""
+    made = replace(studies.find("language_model", smoke=smoke), name="more_text")
+    if smoke:
+        return made
     return replace(
         made,
-        name="more_text",
-        bench=bench,
+        bench=LanguageBench(train=240, validation=4, test=12),
         arms=tuple(arm for arm in made.arms if arm.name in ARMS),
-        budget=made.budget if smoke else replace(made.budget, steps=200, batch_size=8),
+        budget=replace(made.budget, steps=200, batch_size=8),
         rates=(3e-4, 1e-3),
         seeds=(0,),
     )
