@@ -137,7 +137,8 @@ def _refuse_misfits(made: Study, names: Collection[str], dense: Path) -> None:
                 faults.append(f"{arm.name}: {error}")
     if faults:
         raise StudyError(
-            f"study {made.name}: every method must fit the model. {len(faults)} do not:\n{listing(faults)}"
+            f"study {made.name}: every method must fit the model. {len(faults)} do not:\n{listing(faults)}\n"
+            "Correct the study, or run others by --arms."
         )
 
 
