@@ -16,7 +16,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the system says where a disk has no room."""
 
 
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors of any device and layout.
 
     Raises:
@@ -27,7 +27,7 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Map
 
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(held, file, None if metadata is None else dict(metadata))
+        save_file(held, file, metadata)
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:

@@ -7,17 +7,19 @@ import resource
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from moesaic.api import upcycle
-from moesaic.convert import Writing
+from moesaic.convert import Options, Writing
+from moesaic.errors import MoesaicError
 from moesaic.evaluation import evaluate
 from moesaic.evaluation.intervals import drawn
 from moesaic.experts.base import ExpertInit
+from moesaic.planning import planned
 from moesaic.running import train
-from moesaic.spec import Layers, LayerSpec
+from moesaic.spec import Layers, LayerSpec, MoESpec
 from moesaic.studies.arm import Arm
 from moesaic.studies.below import below
 from moesaic.studies.looking import look
@@ -25,6 +27,7 @@ from moesaic.studies.study import Measure, Study
 from moesaic.training.checkpointing import read_json, write_json
 from moesaic.training.recipe import Recipe
 
+CELLS, DATA, DENSE = "cells", "data", "dense"
 Say = Callable[[str], None]
 
 
@@ -44,7 +47,7 @@ class Cell:
 
     def folder(self, out: Path) -> Path:
         """Where it stands."""
-        return out / "cells" / self.arm / f"seed-{self.seed}"
+        return out / CELLS / self.arm / f"seed-{self.seed}"
 
     def record(self, out: Path, rate: float) -> Path:
         """The file of what came of a rate."""
@@ -142,7 +145,7 @@ class _Trials:
 def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
     """Return the folder of a seed's data, written on first use."""
     fold = seed % study.bench.folds
-    place = out / "data" / f"fold-{fold}"
+    place = out / DATA / f"fold-{fold}"
     if not place.exists():
         beside = place.with_name(f"{place.name}.partial")
         shutil.rmtree(beside, ignore_errors=True)
@@ -152,9 +155,37 @@ def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
     return place
 
 
+def any_measured(out: Path) -> bool:
+    """Whether any rate of any cell of a study's folder has left its file."""
+    return any((out / CELLS).glob("*/*/rate-*.json"))
+
+
+def clear(out: Path) -> None:
+    """Remove what the parts of a study have made in its folder, and nothing else."""
+    for part in (CELLS, DATA, DENSE):
+        shutil.rmtree(out / part, ignore_errors=True)
+
+
+def misfit(study: Study, arm: Arm, dense: Path) -> str:
+    """Return why an arm can't be made of the dense model, or an empty string; reads no weight."""
+    if arm.experts is None:
+        return ""
+    known = {item.name for item in fields(Options)}
+    given = {key: value for key, value in study.bench.upcycling().items() if key in known}
+    try:
+        planned(str(dense), Options(_spec(study, arm), arm.experts, arm.router, **given))
+    except MoesaicError as error:
+        return str(error)
+    return ""
+
+
+def _spec(study: Study, arm: Arm) -> MoESpec:
+    return replace(arm.spec, layers=Layers(study.layers))
+
+
 def dense_of(study: Study, out: Path, say: Say) -> Path:
     """Return the folder of the dense model."""
-    return study.bench.dense(out / "dense", say)
+    return study.bench.dense(out / DENSE, say)
 
 
 def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Path, data: Path, to: Path) -> Path:
@@ -163,7 +194,7 @@ def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Pat
     made = upcycle(
         dense,
         to,
-        replace(arm.spec, layers=Layers(study.layers)),
+        _spec(study, arm),
         experts=experts,
         router=arm.router,
         seed=seed,

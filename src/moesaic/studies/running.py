@@ -5,19 +5,14 @@ from __future__ import annotations
 import fcntl
 import multiprocessing
 import os
-import shutil
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from moesaic.convert import Options
 from moesaic.errors import MoesaicError, StudyError, listing
-from moesaic.planning import planned
-from moesaic.spec import Layers
 from moesaic.studies import cell as cells
 from moesaic.studies import plots
 from moesaic.studies.cell import Cell
@@ -73,7 +68,8 @@ def study(
     with _alone(place):
         _settle(made, place, resume)
         first = [Cell(name, seed, made.rates) for seed in made.tuned_on for name in chosen]
-        _refuse_misfits(made, {cell.arm for cell in first if not cell.found(place)}, cells.dense_of(made, place, say))
+        missing = dict.fromkeys(cell.arm for cell in first if not cell.found(place))
+        _refuse_misfits(made, missing, cells.dense_of(made, place, say))
         for seed in made.seeds:
             cells.data_of(made, seed, place, say)
         progress("study", 0, total)
@@ -108,9 +104,9 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
     changed = [key for key in now if key not in free and then.get(key) != now[key]]
     arms = {arm["name"]: arm for arm in then["arms"]}
     changed += [f"arm {arm['name']}" for arm in now["arms"] if arms.get(arm["name"], arm) != arm]
-    if not any(out.glob("cells/*/*/rate-*.json")):
-        for part in ("cells", "data", "dense") if changed else ():
-            shutil.rmtree(out / part, ignore_errors=True)
+    if not cells.any_measured(out):
+        if changed:
+            cells.clear(out)
         write_json(file, now)
         return
     if changed:
@@ -122,20 +118,10 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
     write_json(file, {**now, "arms": list({**arms, **{arm["name"]: arm for arm in now["arms"]}}.values())})
 
 
-def _refuse_misfits(made: Study, names: Collection[str], dense: Path) -> None:
+def _refuse_misfits(made: Study, names: Iterable[str], dense: Path) -> None:
     """Plan every conversion, so that a method that can't be made of the model is told now and not after hours."""
-    given = {
-        key: value for key, value in made.bench.upcycling().items() if key in {item.name for item in fields(Options)}
-    }
-    faults = []
-    for arm in made.arms:
-        if arm.name in names and arm.experts is not None:
-            spec = replace(arm.spec, layers=Layers(made.layers))
-            try:
-                planned(str(dense), Options(spec, arm.experts, arm.router, **given))
-            except MoesaicError as error:
-                faults.append(f"{arm.name}: {error}")
-    if faults:
+    found = {name: cells.misfit(made, made.arm(name), dense) for name in names}
+    if faults := [f"{name}: {problem}" for name, problem in found.items() if problem]:
         raise StudyError(
             f"study {made.name}: every method must fit the model. {len(faults)} do not:\n{listing(faults)}\n"
             "Correct the study, or run others by --arms."
