@@ -274,7 +274,10 @@ def test_a_folder_of_something_else_is_left_alone(made: Study, tmp_path: Path) -
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(StudyError, match="something else"):
         study(made, tmp_path)
+    with pytest.raises(StudyError, match="must be a folder"):
+        study(made, tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_an_unknown_arm_leaves_no_study_behind(made: Study, tmp_path: Path) -> None:

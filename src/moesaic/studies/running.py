@@ -88,7 +88,9 @@ def versions() -> dict[str, str]:
 
 
 def _claim(out: Path) -> None:
-    """Refuse a folder of something else; make it where it is not there."""
+    """Refuse a file, or a folder of something else; make it where it is not there."""
+    if out.exists() and not out.is_dir():
+        raise StudyError(f"{out}: out must be a folder. A file of that name exists. Choose another.")
     if out.exists() and not (out / RECORD).exists() and any(path.name != LOCK for path in out.iterdir()):
         raise StudyError(f"{out}: out must be new, empty or an earlier study. It holds something else. Choose another.")
     out.mkdir(parents=True, exist_ok=True)
