@@ -1,11 +1,12 @@
-"""Tensors into a safetensors file, where a full or failing disk is the OSError that it is."""
+"""Tensors into safetensors files, where a full or failing disk is the OSError that it is."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,16 +21,28 @@ def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
     """Write tensors of any device and layout.
 
     Raises:
-        OSError: with the file's name and the system's number, which safetensors puts into a text.
+        OSError: as `disk_faults`.
     """
-    from safetensors import SafetensorError  # noqa: PLC0415  # brings torch
-    from safetensors.torch import save_file  # noqa: PLC0415
+    from safetensors.torch import save_file  # noqa: PLC0415  # brings torch
 
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
+    with disk_faults(file):
         save_file(held, file, metadata)
+
+
+@contextmanager
+def disk_faults(place: Path) -> Iterator[None]:
+    """Run what writes safetensors there, ours or transformers'.
+
+    Raises:
+        OSError: with the place's name and the system's number, which safetensors puts into a text.
+    """
+    from safetensors import SafetensorError  # noqa: PLC0415  # brings torch
+
+    try:
+        yield
     except SafetensorError as error:
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(place)) from None

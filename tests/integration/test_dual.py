@@ -14,6 +14,7 @@ import torch
 import transformers
 from PIL import Image
 from tests.integration import calibrating as pico
+from tests.integration.disks import small_disk
 from torch.testing import assert_close
 
 import moesaic
@@ -130,6 +131,12 @@ def test_the_same_seed_gives_the_same_bits(towers: Path, dual: Path, tmp_path: P
     assert torch.equal(torch.random.get_rng_state(), before)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (dual, again, other)]
     assert weights[0] == weights[1] != weights[2]
+
+
+def test_a_full_disk_is_what_the_system_says_of_it(towers: Path, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "16k") as disk, pytest.raises(OSError, match="No space left on device") as full:
+        join(towers / "dinov2", towers / "bert", disk / "out", layers=2, size=16)
+    assert full.value.filename == str(disk / "out")
 
 
 def test_it_trains_upcycles_and_is_measured(dual: Path, pairs: list[dict[str, Any]], tmp_path: Path) -> None:

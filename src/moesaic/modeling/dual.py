@@ -18,6 +18,7 @@ from moesaic.errors import ArchitectureError, CheckpointError, listing
 from moesaic.lazy import torch
 from moesaic.modeling.sections import SECTION
 from moesaic.quiet import quiet
+from moesaic.saving import disk_faults
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -200,7 +201,8 @@ def _save(model: PreTrainedModel, vision: Path, text: Path, size: int | None, ou
             f"{vision}, {text}: both towers must give one vector, `pooler_output`, for images of {size or 'their'} "
             f"pixels and for texts. They do not: {error}. Take others, or leave size out."
         ) from None
-    model.save_pretrained(out)
+    with disk_faults(out):
+        model.save_pretrained(out)
     transformers.VisionTextDualEncoderProcessor(images, tokenizer).save_pretrained(out)
     tokenizer.save_pretrained(out)
     images.save_pretrained(out)

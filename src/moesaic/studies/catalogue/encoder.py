@@ -30,6 +30,7 @@ from moesaic.losses.eesd import Eesd
 from moesaic.quiet import quiet
 from moesaic.recipes.image_text_contrastive import image_text_contrastive
 from moesaic.routers.centroids import Centroids
+from moesaic.saving import disk_faults
 from moesaic.studies.arm import Arm
 from moesaic.studies.parts import ROWS, TEST, read_rows, write_parts, write_rows
 from moesaic.studies.study import Measure, Say, Study
@@ -245,9 +246,10 @@ def _make(out: Path, most: int, say: Say) -> None:
     towers = open_towers(Place(out, torch.device("cpu"), batch_size=BATCH), "encoder")
     vision_DP, text_DP = _fitted(*_features(towers, rows))
     model: Any = towers.model
-    with torch.no_grad(), quiet():
+    with torch.no_grad():
         model.visual_projection.weight.copy_(vision_DP.T)
         model.text_projection.weight.copy_(text_DP.T)
+    with quiet(), disk_faults(out):
         model.save_pretrained(out)
 
 
