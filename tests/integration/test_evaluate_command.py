@@ -159,7 +159,7 @@ def test_an_evaluation_that_does_not_match_is_refused(models: Path, texts: Path,
     other = tmp_path / "other.txt"
     other.write_text("the fox runs")
     own = ("--data", other, "--against", tmp_path / "first")
-    assert "must share two clusters of items or more. Got 0. Evaluate both on the same data." in refused(
+    assert "must share items. Got none that both have. Evaluate both on the same data." in refused(
         models / "llama", *scored(*own)
     )
     out = tmp_path / "out"

@@ -20,7 +20,7 @@ from moesaic.evaluation import EvaluationTask, Metric, Opened, Place, difference
 from moesaic.evaluation.base import batches_of
 from moesaic.evaluation.comparing import difference_rows, earlier, is_evaluation
 from moesaic.evaluation.driver import RESULT
-from moesaic.evaluation.intervals import Record, clusters_of, drawn, two_sided
+from moesaic.evaluation.intervals import Difference, Record, clusters_of, drawn, two_sided
 from moesaic.evaluation.journal import NAME, Journal, read
 
 MEAN = Metric("mean", lambda row: (row["x"], 1), lambda sums: sums[..., 0] / sums[..., 1])
@@ -140,10 +140,24 @@ def test_p_is_twice_the_smaller_tail_of_what_is_a_number(values: list[float], p:
     assert two_sided(np.array(values, float)) == p
 
 
-def test_two_that_share_one_cluster_are_not_compared() -> None:
+def test_a_difference_on_one_cluster_has_no_interval() -> None:
     rows = items([1.0, 2.0, 3.0], ["a", "a", "b"])
-    with pytest.raises(ValueError, match=r"^mean: the two must share two clusters of items or more\. Got 1\."):
-        difference(MEAN, rows, rows[:2])
+    higher = items([3.0, 4.0], ["a", "a"])
+    assert difference(MEAN, rows, higher) == Difference(2.0, None, None, None, 2, 1)
+
+
+def test_a_difference_of_what_is_no_number_has_no_interval() -> None:
+    never = replace(MEAN, value=lambda sums: np.full(sums.shape[:-1], np.nan))
+    rows = items([1.0, 2.0, 3.0])
+    found = difference(never, rows, rows)
+    assert np.isnan(found.value)
+    assert (found.low, found.high, found.p) == (None, None, None)
+
+
+def test_two_that_share_no_item_are_not_compared() -> None:
+    rows = items([1.0, 2.0])
+    with pytest.raises(ValueError, match=r"^mean: the two must share items\. Got none that both have\."):
+        difference(MEAN, rows, [])
 
 
 def test_scores_are_of_all_and_of_each_group_and_are_numbers() -> None:
@@ -383,7 +397,7 @@ def test_another_task_or_other_items_are_refused(pico_llama: Path, tmp_path: Pat
     with pytest.raises(EvaluationError, match="evaluated by the same task"):
         first.compare(other)
     strange = replace(first, records=tuple({**row, "id": f"x{row['id']}"} for row in first.records))
-    with pytest.raises(EvaluationError, match=r"share two clusters of items or more\. Got 0\. Evaluate both on the"):
+    with pytest.raises(EvaluationError, match=r"must share items\. Got none that both have\. Evaluate both on the"):
         first.compare(strange)
 
 

@@ -59,8 +59,8 @@ def difference_rows(made: Evaluation, found: Mapping[str, Difference]) -> list[t
         (
             name,
             f"{one.value:+.{digits[name]}f}",
-            f"{one.low:+.{digits[name]}f} to {one.high:+.{digits[name]}f}",
-            f"{one.p:.3f}",
+            "" if one.low is None else f"{one.low:+.{digits[name]}f} to {one.high:+.{digits[name]}f}",
+            "" if one.p is None else f"{one.p:.3f}",
             f"{one.records:,} of {len(made.records):,}",
         )
         for name, one in found.items()

@@ -85,8 +85,7 @@ class Evaluation:
         """Return, by metric, how much `other` differs from this one on the items that both have.
 
         Raises:
-            EvaluationError: where the two are of different tasks or of items that are not the same, or share no two
-                clusters of them.
+            EvaluationError: where the two are of different tasks or of items that are not the same, or share none.
         """
         if dict(self.task) != dict(other.task):
             raise EvaluationError(

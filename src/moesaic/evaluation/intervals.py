@@ -66,13 +66,14 @@ class Difference:
 
     Args:
         value, low, high: of second minus first. p: two-sided, of no difference, by the same resamples; never below
-            2 / (resamples + 1). records, clusters: how many both have.
+            2 / (resamples + 1). Interval and p are None where one cluster alone says nothing of spread.
+        records, clusters: how many both have.
     """
 
     value: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
+    p: float | None
     records: int
     clusters: int
 
@@ -118,17 +119,19 @@ def difference(
     Deviates: two-sided, and by clusters.
 
     Raises:
-        ValueError: where they share fewer than two clusters.
+        ValueError: where they share no item.
     """
     known = {str(row["id"]): row for row in second}
     left = [row for row in first if str(row["id"]) in known]
     right = [known[str(row["id"])] for row in left]
     clusters = clusters_of(left)
     count = len(dict.fromkeys(clusters))
-    if count < 2:
-        raise ValueError(f"{metric.name}: the two must share two clusters of items or more. Got {count}.")
+    if not count:
+        raise ValueError(f"{metric.name}: the two must share items. Got none that both have.")
     first_CS, second_CS = _sums(metric, left, clusters), _sums(metric, right, clusters)
     value = float(metric.value(second_CS.sum(0)) - metric.value(first_CS.sum(0)))
+    if count < 2 or not np.isfinite(value):
+        return Difference(value, None, None, None, len(left), count)
     weights_RC = _weights(count, seed, resamples)
     drawn_R = metric.value(weights_RC @ second_CS) - metric.value(weights_RC @ first_CS)
     low, high = bounds(drawn_R)

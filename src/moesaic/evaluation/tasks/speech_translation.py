@@ -42,7 +42,7 @@ class SpeechTranslation(EvaluationTask):
         frozen_encoder: keep on disk what the encoder makes of recordings, for all models that share it.
         cut: hear recordings for little more than their length; for models that were trained so. With `frozen_encoder`.
         keep_in: precision of what is kept; `same`: that of the evaluation. bfloat16 takes half the disk.
-        smooth, words: of BLEU, and of the longest word n-gram of chrF.
+        smooth: of BLEU, by sacreBLEU's name. words: of the longest word n-gram of chrF; 2 makes it chrF++.
         comet: folder or checkpoint of a COMET model, whose score is added; its source is `said`, else `source`.
     """
 

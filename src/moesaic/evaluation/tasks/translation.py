@@ -53,7 +53,7 @@ class Translation(EvaluationTask):
     Args:
         prompt: with {text}, and {language} for its English name; empty: the text, and to decoders the name.
         beams: of the search; 1 is greedy. longest: new tokens of a text, at most. window: tokens that are read.
-        smooth, words: of BLEU, and of the longest word n-gram of chrF.
+        smooth: of BLEU, by sacreBLEU's name. words: of the longest word n-gram of chrF; 2 makes it chrF++.
         comet: folder or checkpoint of a COMET model, whose score is added; empty: none.
     """
 
