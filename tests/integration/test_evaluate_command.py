@@ -116,7 +116,7 @@ def test_json_is_what_the_function_returns_and_the_table_shows_it(models: Path, 
     for group, metric, value, _ in own.rows():
         row = next(one for one in out.splitlines() if one.startswith(group) and f" {metric} " in one)
         assert value.split()[0] in row
-    assert "perplexity: window:16|stride:8|before:<s>" in out
+    assert "loss, perplexity, bits per byte: window:16|stride:8|before:<s>\n" in out
 
 
 def test_records_go_on_after_an_interruption(models: Path, texts: Path, tmp_path: Path) -> None:

@@ -200,8 +200,9 @@ def evaluate(args: list[str]) -> None:
     if other:
         header = ("metric", "difference", "95 % interval", "p", "items")
         show.table(f"{other.model} less {made.model}, item by item", difference_rows(made, found), header)
-    for line in dict.fromkeys(f"{one.metric.name}: {one.metric.signature}" for one in made.scores):
-        show.OUT.print(line, soft_wrap=True, markup=False)
+    for signature in dict.fromkeys(one.metric.signature for one in made.scores if one.metric.signature):
+        names = dict.fromkeys(one.metric.name for one in made.scores if one.metric.signature == signature)
+        show.OUT.print(f"{', '.join(names)}: {signature}", soft_wrap=True, markup=False)
     if made.folder:
         show.OUT.print(f"Wrote {made.folder}.", soft_wrap=True)
 
