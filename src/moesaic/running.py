@@ -6,11 +6,13 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesaic import __version__
+from moesaic.alone import LOCK, alone
 from moesaic.calibration.ranks import Ranks, join
 from moesaic.certification import Certificate, SplicedCertificate, certify
 from moesaic.checkpoints.audit import audit
@@ -125,19 +127,21 @@ def train(
     out = recipe.out.expanduser().absolute()
     is_new = not out.exists()
     now = record(recipe, fingerprint(source), ranks.size)
-    _together(ranks, lambda: _settle(out, folder, now, resume=resume, overwrite=overwrite, adjust=adjust))
-    if (out / MODEL).is_dir():
-        return _told(out)
-    parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
-    from moesaic.training.run import Place, run  # noqa: PLC0415  # imports transformers
+    with ExitStack() as held:  # process 0 holds the folder for all
+        _together(ranks, lambda: _claim(out, folder, held))
+        _together(ranks, lambda: _settle(out, now, resume=resume, overwrite=overwrite, adjust=adjust))
+        if (out / MODEL).is_dir():
+            return _told(out)
+        parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
+        from moesaic.training.run import Place, run  # noqa: PLC0415  # imports transformers
 
-    try:
-        finished = run(recipe, Place(folder, parent, out, resume), ranks, say, progress)
-    except (MoesaicError, ValueError):
-        if ranks.rank == 0:
-            _withdraw(out, is_new)
-        raise
-    _publish(finished, source, parent if certify else None, out, ranks, say, progress)
+        try:
+            finished = run(recipe, Place(folder, parent, out, resume), ranks, say, progress)
+        except (MoesaicError, ValueError):
+            if ranks.rank == 0:
+                _withdraw(out, is_new)
+            raise
+        _publish(finished, source, parent if certify else None, out, ranks, say, progress)
     return _told(out)
 
 
@@ -153,19 +157,28 @@ def _together(ranks: Ranks, work: Callable[[], None]) -> None:
         raise TrainingError(problem)
 
 
-def _settle(out: Path, model: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool, adjust: bool) -> None:
-    """Make the run's folder and its recipe.json, or make sure that it is the one to go on in."""
+def _claim(out: Path, model: Path, held: ExitStack) -> None:
+    """Make the run's folder where it is not there, and let no other process work in it."""
     if out.is_relative_to(model.resolve()) or model.resolve().is_relative_to(out):
         raise TrainingError(
             f"{out}: a run must stand apart from the model it begins with. Got {model}. Choose another."
         )
     if out.exists() and not out.is_dir():
         raise TrainingError(f"{out}: out must be a folder. A file of that name exists. Choose another name.")
-    ours = (out / NAME).is_file()
-    if out.is_dir() and any(out.iterdir()) and not ours:
+    if out.is_dir() and not (out / NAME).is_file() and any(entry.name != LOCK for entry in out.iterdir()):
         raise TrainingError(
             f"{out}: out must be new, empty or an earlier run. It holds something else. Choose another."
         )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone(out, TrainingError))
+    except OSError as error:
+        raise TrainingError(f"{out}: out must be writable. Got: {error.strerror}. Choose another.") from None
+
+
+def _settle(out: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool, adjust: bool) -> None:
+    """Write the run's recipe.json, or make sure that its folder is the one to go on in."""
+    ours = (out / NAME).is_file()
     if ours and resume:
         adjusted = check(out / NAME, now, adjust=adjust)
         if adjusted and not (out / MODEL).is_dir():
@@ -181,11 +194,7 @@ def _settle(out: Path, model: Path, now: Mapping[str, Any], *, resume: bool, ove
         )
     if ours:
         _clear(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / NAME, now)
-    except OSError as error:
-        raise TrainingError(f"{out}: out must be writable. Got: {error.strerror}. Choose another.") from None
+    write_json(out / NAME, now)
 
 
 def _clear(out: Path) -> None:
@@ -193,7 +202,7 @@ def _clear(out: Path) -> None:
     for entry in out.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
-        elif entry.name != NAME:
+        elif entry.name not in (NAME, LOCK):
             entry.unlink()
     (out / NAME).unlink()
 
@@ -204,6 +213,7 @@ def _withdraw(out: Path, is_new: bool) -> None:
         return
     _clear(out)
     if is_new:
+        (out / LOCK).unlink()
         out.rmdir()
 
 

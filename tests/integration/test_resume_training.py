@@ -18,6 +18,7 @@ from tests.integration.training_killed import rows
 from tests.integration.training_pico import Toy, recipe, save_mixtral
 from torch.testing import assert_close
 
+from moesaic.alone import alone
 from moesaic.errors import TrainingError
 from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.running import train
@@ -93,6 +94,16 @@ def test_a_disk_that_fills_up_is_resumable(model: Path, tmp_path: Path) -> None:
         assert rows(resumed.folder.parent) == rows(whole.folder.parent)
         written = [(one.folder / "model.safetensors").read_bytes() for one in (resumed, whole)]
         assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_a_run_that_another_process_works_on_is_left_alone(model: Path, tmp_path: Path, how: str) -> None:
+    run = tmp_path / "run"
+    stopped(model, run, 4)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()}
+    with alone(run, TrainingError), pytest.raises(TrainingError, match="one process must work in it at a time"):
+        train(recipe(model, run), **{how: True})
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_checkpoint_that_lacks_a_byte_is_none(model: Path, tmp_path: Path) -> None:

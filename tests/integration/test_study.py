@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from tests.integration.calibrating import llama, text
 
+from moesaic.alone import alone
 from moesaic.checkpoints.journal import NAME as JOURNAL
 from moesaic.errors import StudyError
 from moesaic.evaluation.tasks.perplexity import Perplexity
@@ -278,6 +279,11 @@ def test_a_folder_of_something_else_is_left_alone(made: Study, tmp_path: Path) -
         study(made, tmp_path / "thesis.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+def test_one_process_at_a_time_works_in_a_folder(made: Study, finished: Path) -> None:
+    with alone(finished, StudyError), pytest.raises(StudyError, match="one process must work in it at a time"):
+        study(made, finished, resume=True)
 
 
 def test_an_unknown_arm_leaves_no_study_behind(made: Study, tmp_path: Path) -> None:

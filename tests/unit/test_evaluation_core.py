@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesaic.alone import alone
 from moesaic.errors import EvaluationError
 from moesaic.evaluation import EvaluationTask, Metric, Opened, Place, difference, evaluate, interval, records_of, scores
 from moesaic.evaluation.base import batches_of
@@ -387,6 +388,17 @@ def test_an_earlier_evaluation_stands_beside_a_new_one(pico_llama: Path, tmp_pat
     differences = first.compare(found)
     assert {name: one.value for name, one in differences.items()} == {"mean": 0.0, "sum": 0.0}
     assert difference_rows(first, differences)[0] == ("mean", "+0.000", "+0.000 to +0.000", "1.000", "23 of 23")
+
+
+def test_an_evaluation_that_another_process_works_on_is_left_alone(pico_llama: Path, tmp_path: Path) -> None:
+    evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with (
+        alone(tmp_path, EvaluationError),
+        pytest.raises(EvaluationError, match="one process must work in it at a time"),
+    ):
+        evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
 def test_another_task_or_other_items_are_refused(pico_llama: Path, tmp_path: Path) -> None:

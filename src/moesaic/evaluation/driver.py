@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from moesaic import __version__
 from moesaic.allocator import keep_freed
+from moesaic.alone import alone
 from moesaic.calibration.data import Source
 from moesaic.calibration.ranks import device
 from moesaic.checkpoints.dense import DenseCheckpoint
@@ -144,23 +146,25 @@ def evaluate(
     with quiet():
         opened = task.open(place, data)
         _check(task, opened)
-        records = _measured(opened, _journal(out, task, place, opened), resume, overwrite, progress)
-    made = Evaluation(
-        settings_of(task),
-        str(model),
-        (*scores(opened.metrics, records, seed), *opened.further(records)),
-        tuple(records),
-        opened.metrics,
-        Path(out) if out is not None else None,
-    )
-    if not made.scores:
-        raise EvaluationError(
-            f"{model}: a metric must give a number. Got none of {', '.join(one.name for one in opened.metrics)}. Check "
-            "that the weights are finite, and take float32."
+    with _held(out):
+        with quiet():
+            records = _measured(opened, _journal(out, task, place, opened), resume, overwrite, progress)
+        made = Evaluation(
+            settings_of(task),
+            str(model),
+            (*scores(opened.metrics, records, seed), *opened.further(records)),
+            tuple(records),
+            opened.metrics,
+            Path(out) if out is not None else None,
         )
-    if out is not None:
-        text = json.dumps(made.to_json(), indent=2, ensure_ascii=False)
-        Path(out, RESULT).write_text(text + "\n", encoding="utf-8")
+        if not made.scores:
+            raise EvaluationError(
+                f"{model}: a metric must give a number. Got none of {', '.join(one.name for one in opened.metrics)}. "
+                "Check that the weights are finite, and take float32."
+            )
+        if out is not None:
+            text = json.dumps(made.to_json(), indent=2, ensure_ascii=False)
+            Path(out, RESULT).write_text(text + "\n", encoding="utf-8")
     return made
 
 
@@ -183,6 +187,14 @@ def records_of(folder: str | Path) -> tuple[dict[str, Any], list[Record]]:
         EvaluationError: where there are none.
     """
     return read(Path(folder) / NAME)
+
+
+def _held(out: str | Path | None) -> AbstractContextManager[None]:
+    """Let no other process write there meanwhile."""
+    if out is None:
+        return nullcontext()
+    Path(out).mkdir(parents=True, exist_ok=True)
+    return alone(Path(out), EvaluationError)
 
 
 def _check(task: EvaluationTask, opened: Opened) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from moesaic.alone import LOCK, alone
 from moesaic.errors import MoesaicError, StudyError, listing
 from moesaic.studies import cell as cells
 from moesaic.studies import plots
@@ -23,7 +22,7 @@ from moesaic.studies.writing import write
 from moesaic.training.checkpointing import read_json, write_json
 from moesaic.training.record import plain
 
-RECORD, LOCK = "study.json", "lock"
+RECORD = "study.json"
 PACKAGES = ("moesaic", "torch", "transformers", "numpy")
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
@@ -65,7 +64,7 @@ def study(
     _claim(place)
     chosen = [arm.name for arm in made.arms if not only or arm.name in only]
     total = len(chosen) * len(made.seeds)
-    with _alone(place):
+    with alone(place, StudyError):
         _settle(made, place, resume)
         first = [Cell(name, seed, made.rates) for seed in made.tuned_on for name in chosen]
         missing = dict.fromkeys(cell.arm for cell in first if not cell.found(place))
@@ -128,17 +127,6 @@ def _refuse_misfits(made: Study, names: Iterable[str], dense: Path) -> None:
             f"study {made.name}: every method must fit the model. {len(faults)} do not:\n{listing(faults)}\n"
             "Correct the study, or run others by --arms."
         )
-
-
-@contextmanager
-def _alone(out: Path) -> Iterator[None]:
-    """Let one process at a time work in a folder; the lock goes with the process, however it ends."""
-    with (out / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StudyError(f"{out}: one process must work in it at a time. Got another. Wait, or stop it.") from None
-        yield
 
 
 def _run(
