@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from tests.integration import calibrating as pico
@@ -96,6 +97,51 @@ def test_what_is_written_and_paid_is_what_transformers_says(name: str, beams: in
     assert len(texts) > 1
 
 
+def without_padding(model: Path, out: Path, **generation: Any) -> Path:
+    """Return the model, which ends texts sooner, with a tokenizer whose first token is a word, and none to pad with."""
+    made = pico.load(model)
+    with torch.no_grad():
+        made.get_output_embeddings().weight[2] *= 2
+    made.save_pretrained(out)
+    words = {"!": 0, "<s>": 1, "</s>": 2, "<unk>": 3, **{word: n for n, word in enumerate(pico.WORDS, 4)}}
+    splits = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
+    splits.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=splits, **tokens).save_pretrained(out)
+    if generation:
+        transformers.GenerationConfig(**generation).save_pretrained(out)
+    return out
+
+
+def hypotheses(model: Path, data: Any, batch_size: int, **how: Any) -> list[str]:
+    found = evaluate(model, Translation(**how), data, batch_size=batch_size)
+    return [row["hypothesis"] for row in found.records]
+
+
+def test_texts_that_end_early_do_not_depend_on_their_batch(models: Path, tmp_path: Path) -> None:
+    """Behind its end nothing of a row is read, though its tokenizer has no token to pad with."""
+    bare = without_padding(models / "llama", tmp_path / "bare")
+    alone, together = (hypotheses(bare, rows(12), size, longest=12) for size in (1, 12))
+    assert alone == together
+    assert len({len(text.split()) for text in alone}) > 1
+
+
+def test_what_a_model_forbids_itself_is_written_all_the_same(models: Path, tmp_path: Path) -> None:
+    plain = without_padding(models / "llama", tmp_path / "plain")
+    said = hypotheses(plain, rows(), 4, longest=12)
+    forbids = {"repetition_penalty": 3.0, "suppress_tokens": [2], "no_repeat_ngram_size": 1}
+    shy = without_padding(models / "llama", tmp_path / "shy", **forbids)
+    assert hypotheses(shy, rows(), 4, longest=12) == said
+
+
+def test_the_room_of_a_text_does_not_depend_on_its_batch(models: Path) -> None:
+    """A long prompt leaves itself less room than is asked for, and the short ones beside it all of it."""
+    words = (45, 3, 40, 3)
+    data = [{**row, "text": pico.text(words[n], n)} for n, row in enumerate(rows(4))]
+    window = {"window": 64, "longest": 30}
+    assert hypotheses(models / "llama", data, 1, **window) == hypotheses(models / "llama", data, 4, **window)
+
+
 def test_scores_stand_by_language_and_a_moe_is_compared(models: Path, tmp_path: Path) -> None:
     moesaic.upcycle(models / "llama", tmp_path / "moe", moesaic.MoESpec(4, 2), experts=SparseUpcycling())
     own, other = measured(models / "llama"), measured(tmp_path / "moe")
@@ -140,7 +186,8 @@ def test_bad_rows_prompts_and_models_are_told_in_a_message(models: Path, tmp_pat
     assert "row 1: text is of the type int" in refused({"text": 3})
     assert "row 1: no 'translation'" in refused({"translation": None})
     assert "Got 'germn'. Did you mean 'german'?" in refused({"language": "germn"})
-    assert refused({"text": "the " * 100}, window=40).startswith("row 1: text and translation must fit 40 tokens")
+    for model, column in (("llama", "text"), ("llama", "translation"), ("t5", "text"), ("t5", "translation")):
+        assert "row 1: text and translation must fit 40 tokens" in refused({column: "the " * 100}, model, window=40)
     with pytest.raises(ValueError, match=r"must have a place for \{text\}"):
         Translation(prompt="say it")
     with pytest.raises(EvaluationError, match="must write text"):

@@ -108,6 +108,9 @@ def test_each_language_has_its_tokenizer_and_the_signature_tells() -> None:
     bleu = Bleu()
     assert bleu.tokenizer("zh") == "zh"
     assert bleu.tokenizer("de") == "13a"
+    assert {bleu.tokenizer(one) for one in ("zho_Hans", "zh_CN", "zh-TW", "__zh__", "chinese", "cmn", "yue")} == {"zh"}
+    assert len({bleu.tokenizer(one) for one in ("ja", "jpn_Jpan", "ja_XX", "japanese")}) == 1
+    assert len({bleu.tokenizer(one) for one in ("ko", "kor_Hang", "ko_KR", "korean", "de")}) == 2
     assert bleu.tokenizer("ja") in ("char", "ja-mecab")
     assert bleu.statistics("猫在上", "猫在上", "zh")[:2] == [3, 3]
     assert f"|tok:13a,ja={bleu.tokenizer('ja')},zh=zh|" in bleu.signature(["de", "fr", "ja", "zh", "es"])

@@ -31,6 +31,12 @@ SPLIT: dict[str, tuple[str, str, str]] = {
     "ko": ("ko-mecab", "mecab_ko", "char"),
 }
 """Languages that 13a does not suit: sacreBLEU's tokenizer, the module that it needs, what is taken without it."""
+CODES = {
+    **dict.fromkeys(("zho", "chi", "cmn", "yue", "chinese", "mandarin", "cantonese"), "zh"),
+    **dict.fromkeys(("jpn", "japanese"), "ja"),
+    **dict.fromkeys(("kor", "korean"), "ko"),
+}
+"""What else they are called, by ISO 639-3 and in English."""
 Smooth = Literal["exp", "floor", "add-k", "none"]
 
 
@@ -59,8 +65,13 @@ class Bleu:
         return [found.sys_len, found.ref_len, *found.counts, *found.totals]
 
     def tokenizer(self, language: str) -> str:
-        """Return sacreBLEU's name of what splits a language into words."""
-        name, needed, otherwise = SPLIT.get(language.partition("-")[0].lower(), ("13a", "", "13a"))
+        """Return sacreBLEU's name of what splits a language (`zh`, `zh-CN`, `zho_Hans`, `__zh__`) into words.
+
+        >>> Bleu().tokenizer("zho_Hans")
+        'zh'
+        """
+        code = language.strip("_").replace("_", "-").partition("-")[0].lower()
+        name, needed, otherwise = SPLIT.get(CODES.get(code, code), ("13a", "", "13a"))
         return self.tokenize or (otherwise if needed and find_spec(needed) is None else name)
 
     def metric(self, languages: Iterable[str] = ()) -> Metric:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from moesaic.errors import EvaluationError, listing
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Writer:
-    """Lets a model go on from prompts, greedily or by beam search; nothing is forced or suppressed.
+    """Lets a model go on from prompts, greedily or by beam search.
+
+    Nothing is forced, suppressed or penalised, whatever its generation_config says.
 
     Args:
         tokenizer: of texts. beams: 1 is greedy. longest: new tokens of a text, at most.
@@ -38,22 +42,36 @@ class Writer:
         """
         from transformers import GenerationConfig, GenerationMixin  # noqa: PLC0415  # seconds of import
 
+        ends = self._ends()
         config = GenerationConfig(
             num_beams=self.beams,
             do_sample=False,
             max_new_tokens=min(self.longest, longest),
             use_cache=True,
-            eos_token_id=self._ends() or None,
-            pad_token_id=self.tokenizer.pad_token_id or 0,
+            eos_token_id=ends or None,
+            pad_token_id=ends[0] if ends else None,  # stands behind an end alone, and is cut off with it
             decoder_start_token_id=self.model.config.to_dict().get("decoder_start_token_id"),
         )
         two = bool(self.model.config.is_encoder_decoder)
         name = "decoder_input_ids" if two else "input_ids"
         # Of the mixin itself, as Whisper's own cuts long recordings into windows and decides on its prompt.
-        found: Any = GenerationMixin.generate(self.model, generation_config=config, **{name: prompts_BP}, **given)  # type: ignore[arg-type, unused-ignore]
+        with self._as_it_is():
+            found: Any = GenerationMixin.generate(self.model, generation_config=config, **{name: prompts_BP}, **given)  # type: ignore[arg-type, unused-ignore]
         new_BT = found[:, prompts_BP.shape[1] :].tolist()
-        texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in new_BT]
+        written = [list(takewhile(lambda one: one not in ends, row)) for row in new_BT]
+        texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in written]
         return [one_line(text if two else text.partition("\n")[0]) for text in texts]
+
+    @contextmanager
+    def _as_it_is(self) -> Iterator[None]:
+        """Keep what the model's own generation_config forbids, forces and penalises out of what is written."""
+        from transformers import GenerationConfig  # noqa: PLC0415  # seconds of import
+
+        own, self.model.generation_config = self.model.generation_config, GenerationConfig()
+        try:
+            yield
+        finally:
+            self.model.generation_config = own
 
     def _ends(self) -> list[int]:
         """Return the tokens that end a text, by tokenizer and model."""

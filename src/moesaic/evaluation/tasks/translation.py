@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesaic.calibration.data import Source
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 DECODER, ENCODER = "{text}\nIn {language}:", "{text}"
 """What a model reads where no prompt is given: a decoder, and an encoder-decoder."""
+WHOLE = 1 << 30
+"""A window that cuts nothing."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +159,7 @@ def _pair(asking: _Asking, model: PreTrainedModel, table: Table, place: int, *, 
         made = _Pair(source, [*begin, *reader.ids(wanted), *([] if end is None else [end])], len(begin))
     else:
         chat = [{"role": "user", "content": asked}, {"role": "assistant", "content": wanted}]
-        turns = tokenised(reader, chat, row.name, 0)
+        turns = tokenised(replace(reader, window=WHOLE), chat, row.name, 0)
         if turns is None:
             raise _too_long(row.name, reader.window)
         first = int(np.argmax(turns.response_T))
@@ -206,12 +208,17 @@ class _Translating:
         return found, padded_rows(labels, UNSEEN).to(self.place.device)
 
     def _written(self, pairs: Sequence[_Pair], output: Any) -> list[str]:
-        """Return what the model writes; decoders all at once, encoder-decoders by the length of what is given."""
+        """Return what the model writes.
+
+        Encoder-decoders go on from prompts of one length at a time. So do decoders where a prompt leaves less room than
+        is asked for: how much a row may hold must not depend on its batch.
+        """
         from transformers.modeling_outputs import BaseModelOutput  # noqa: PLC0415  # seconds of import
 
-        said, two = [""] * len(pairs), bool(pairs[0].source)
-        for length in sorted({one.prompt for one in pairs}) if two else (max(one.prompt for one in pairs),):
-            rows = [row for row, one in enumerate(pairs) if one.prompt == length or not two]
+        said, two, window = [""] * len(pairs), bool(pairs[0].source), self.reader.window
+        shares = {one.prompt: one.prompt if two else max(one.prompt, window - self.writer.longest) for one in pairs}
+        for share in sorted(set(shares.values())):
+            rows = [row for row, one in enumerate(pairs) if shares[one.prompt] == share]
             prompts_BP, real_BP = _left_padded(
                 [pairs[row].target[: pairs[row].prompt] for row in rows], self.reader.pad
             )
@@ -221,7 +228,7 @@ class _Translating:
             moved = on(self.place.device, {"prompts": prompts_BP, **more})
             if two:
                 moved["encoder_outputs"] = BaseModelOutput(last_hidden_state=output.encoder_last_hidden_state[rows])
-            room = max(self.reader.window - length, 1)
+            room = max(window - share, 1)
             for row, text in zip(rows, self.writer.write(moved.pop("prompts"), room, **moved), strict=True):
                 said[row] = text
         return said
