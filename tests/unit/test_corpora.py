@@ -187,6 +187,13 @@ def test_a_written_corpus_says_what_it_is_and_is_the_same_each_time(toy: Toy, tm
             assert row["text"] == own["text"]
 
 
+def test_an_edit_of_the_copy_leaves_the_original(toy: Toy, tmp_path: Path) -> None:
+    original = Path(toy.root) / "deep" / "7.png"
+    copy = corpora.write(toy, tmp_path / "out") / "media" / "deep" / "7.png"
+    copy.write_bytes(b"edited")
+    assert original.read_bytes() == bytes([7])
+
+
 def test_a_folder_in_use_is_left_alone(toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine").write_text("x")

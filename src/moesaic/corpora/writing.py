@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -61,7 +60,7 @@ def write(corpus: Corpus, out: str | Path, fold: int = 0, *, say: Say = _silent)
     try:
         for part, rows in parts.items():
             (partial / f"{part}.jsonl").write_text(_lines(corpus, rows), encoding="utf-8")
-        say(f"{corpus.name()}: placing its media") if corpus.media else None
+        say(f"{corpus.name()}: copying its media") if corpus.media else None
         _place(folder, partial / MEDIA, [row for rows in parts.values() for row in rows], corpus.media)
         card = json.dumps(_card(corpus, fold, parts), indent=2, ensure_ascii=False) + "\n"
         (partial / "corpus.json").write_text(card, encoding="utf-8")
@@ -87,14 +86,11 @@ def _split(lines: str) -> Split:
 
 
 def _place(folder: Path, media: Path, rows: list[Row], columns: tuple[str, ...]) -> None:
-    """Link each medium once, or copy it where the file system can't."""
+    """Copy each medium once: a link would let who edits the copy change the user's own file or the cache."""
     for name in sorted({row[column] for row in rows for column in columns if row.get(column)}):
         place = media / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link((folder / name).resolve(), place)
-        except OSError:
-            shutil.copyfile(folder / name, place)
+        shutil.copyfile(folder / name, place)
 
 
 def _card(corpus: Corpus, fold: int, parts: dict[Part, list[Row]]) -> dict[str, Any]:
