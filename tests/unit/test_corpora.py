@@ -358,11 +358,57 @@ def test_what_covost_lacks_is_named(covost: Path, tmp_path: Path) -> None:
         Covost2(str(tmp_path / "empty")).rows("train")
 
 
-def test_imagenet_takes_names_from_its_file(tmp_path: Path) -> None:
-    for name in ("train/n1/a.JPEG", "train/n2/b.JPEG", "val/n1/c.JPEG", "val/readme.txt"):
-        path = tmp_path / name
+@pytest.mark.parametrize("line", ["f.mp3", "f.mp3|Hi", "f.mp3|Hi|there|你好|x"])
+def test_a_line_of_covost_that_is_short_or_long_is_refused(covost: Path, line: str) -> None:
+    table = covost / "en" / "covost_v2.en_zh-CN.test.tsv"
+    tsv(table, "path|sentence|translation|client_id", "f.mp3|Hi|你好|x", "", line)
+    got = line.count("|") + 1
+    with pytest.raises(SourceError, match=rf"test\.tsv:4: the line must have the 4 columns of the first\. Got {got}\."):
+        Covost2(str(covost), ("en_zh-CN",)).rows("test")
+
+
+@pytest.mark.parametrize("coding", ["latin-1", "utf-16"])
+def test_tables_of_the_user_that_are_not_utf_8_are_refused(covost: Path, tmp_path: Path, coding: str) -> None:
+    table = covost / "fr" / "covost_v2.fr_en.tsv"
+    table.write_text("path\ttranslation\tsplit\na.mp3\tNoël\ttest\n", encoding=coding)
+    line = {"latin-1": 2, "utf-16": 1}[coding]
+    with pytest.raises(SourceError, match=rf"covost_v2\.fr_en\.tsv:{line}: the text must be UTF-8\. Got: .*Convert"):
+        Covost2(str(covost), ("fr_en",)).rows("test")
+    folder = pictures(tmp_path / "imagenet", "train/n1/a.JPEG")
+    (folder / "LOC_synset_mapping.txt").write_text("n1 tench\nn2 Noël\n", encoding=coding)
+    with pytest.raises(SourceError, match=rf"LOC_synset_mapping\.txt:{line}: the text must be UTF-8\. Got: .*Convert"):
+        Imagenet(str(folder)).rows("train")
+
+
+def test_tables_of_the_user_may_come_from_windows(covost: Path) -> None:
+    table = covost / "en" / "covost_v2.en_zh-CN.test.tsv"
+    table.write_bytes("\ufeffpath\tsentence\ttranslation\r\nf.mp3\tHi\t你好\r\n".encode())
+    (row,) = Covost2(str(covost), ("en_zh-CN",)).rows("test")
+    assert (row["said"], row["text"]) == ("Hi", "你好")
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
+    return folder
+
+
+def test_classes_of_one_name_stay_two_classes(tmp_path: Path) -> None:
+    folder = pictures(tmp_path, "train/n1/a.JPEG", "train/n2/b.JPEG", "train/n3/c.JPEG", "val/n2/d.JPEG")
+    (folder / "LOC_synset_mapping.txt").write_text("n1 crane\nn2 crane\nn3 tench, Tinca tinca\n")
+    corpus = Imagenet(str(folder))
+    assert {(row["class"], row["label"], row["text"]) for row in corpus.rows("train")} == {
+        ("n1", "crane (n1)", "crane"),
+        ("n2", "crane (n2)", "crane"),
+        ("n3", "tench", "tench"),
+    }
+    assert [row["label"] for row in corpus.rows("test")] == ["crane (n2)"]
+
+
+def test_imagenet_takes_names_from_its_file(tmp_path: Path) -> None:
+    pictures(tmp_path, "train/n1/a.JPEG", "train/n2/b.JPEG", "val/n1/c.JPEG", "val/readme.txt")
     (tmp_path / "LOC_synset_mapping.txt").write_text("n1 tench, Tinca tinca\n")
     corpus = Imagenet(str(tmp_path))
     assert {(row["label"], row["class"]) for row in corpus.rows("train")} == {("tench", "n1"), ("n2", "n2")}

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from moesaic.corpora.base import Part, Row, draw
-from moesaic.corpora.yours import OwnCorpus
+from moesaic.corpora.yours import OwnCorpus, lines
 from moesaic.errors import SourceError
 
 FILES = {"train": "train", "validation": "dev", "test": "test"}
@@ -49,21 +48,21 @@ class Covost2(OwnCorpus):
 
 def _rows(folder: Path, pair: str, split: str) -> Iterator[Row]:
     spoken, _, written = pair.partition("_")
-    table, lines = _table(folder, pair, split)
+    table, found = _table(folder, pair, split)
     clips = table.parent / "clips"
     if not clips.is_dir():
         raise SourceError(f"{clips}: the recordings must be beside {table.name}. Got no such folder. Move them there.")
-    for number, found in lines:
-        name = found["path"] if found["path"].endswith(".mp3") else f"{found['path']}.mp3"
+    for number, row in found:
+        name = row["path"] if row["path"].endswith(".mp3") else f"{row['path']}.mp3"
         if not (clips / name).is_file():
             raise SourceError(f"{table}:{number}: the recording must exist. Got no {clips / name}. Fetch it again.")
         yield {
             "audio": (clips / name).relative_to(folder).as_posix(),
-            "text": found["translation"],
+            "text": row["translation"],
             "language": written.partition("-")[0],
             "spoken": spoken.partition("-")[0],
-            "said": found["sentence"],
-            "source": found["sentence"],
+            "said": row["sentence"],
+            "source": row["sentence"],
         }
 
 
@@ -90,13 +89,19 @@ def _table(folder: Path, pair: str, split: str) -> tuple[Path, Iterator[tuple[in
 
 def _lines(path: Path, *columns: str) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the rows with their line numbers."""
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        missing = [column for column in columns if column not in (reader.fieldnames or ())]
-        if missing:
+    rows = ((number, line.split("\t")) for number, line in lines(path))
+    _, head = next(rows, (1, []))
+    missing = [column for column in columns if column not in head]
+    if missing:
+        raise SourceError(
+            f"{path}: its first line must name the columns {', '.join(columns)}. Got none named "
+            f"{', '.join(missing)}. Fetch the file again."
+        )
+    for number, fields in rows:
+        if len(fields) != len(head):
             raise SourceError(
-                f"{path}: its first line must name the columns {', '.join(columns)}. Got none named "
-                f"{', '.join(missing)}. Fetch the file again."
+                f"{path}:{number}: the line must have the {len(head)} columns of the first. Got {len(fields)}. "
+                "Correct it, or fetch the file again."
             )
-        for row in reader:
-            yield reader.line_num, {column: row[column] or "" for column in columns}
+        row = dict(zip(head, fields, strict=True))
+        yield number, {column: row[column] for column in columns}

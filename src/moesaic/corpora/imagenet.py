@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from moesaic.corpora.base import Part, Row, draw
-from moesaic.corpora.yours import OwnCorpus
+from moesaic.corpora.yours import OwnCorpus, lines
 from moesaic.errors import SourceError
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
@@ -18,6 +19,7 @@ SUFFIXES = (".jpeg", ".jpg", ".png", ".webp")
 class Imagenet(OwnCorpus):
     """Photographs in class folders, official splits: `image`, `label` and `text` (the first name of the class).
 
+    Where two classes have one first name, as the bird and the machine `crane`, their labels end in the class folder.
     `train` is the training part, `val` the test part, as the field reports it; there is no validation part. Works for
     any data laid out as `train/CLASS/*.JPEG` and `val/CLASS/*.JPEG`.
 
@@ -38,20 +40,23 @@ class Imagenet(OwnCorpus):
             return
         split = folder / ("train" if part == "train" else "val")
         names = _names(folder / self.names)
+        shared = Counter(names.values())
         found = [path for path in split.glob("*/*") if path.suffix.lower() in SUFFIXES]
         if not found:
             raise SourceError(
                 f"{split}: it must hold a folder of pictures for each class. Got none. Sort them into such folders."
             )
         for path in sorted(found, key=lambda path: draw("rows", path.relative_to(split).as_posix())):
-            name = names.get(path.parent.name, path.parent.name)
+            own = path.parent.name
+            name = names.get(own, own)
+            label = f"{name} ({own})" if shared[name] > 1 else name
             inside = path.relative_to(folder).as_posix()
-            yield {"image": inside, "label": name, "text": name, "class": path.parent.name, "source": inside}
+            yield {"image": inside, "label": label, "text": name, "class": own, "source": inside}
 
 
 def _names(file: Path) -> dict[str, str]:
     """Return class -> its first name."""
     if not file.is_file():
         return {}
-    pairs = (line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines())
+    pairs = (line.partition(" ") for _, line in lines(file))
     return {name: words.partition(",")[0].strip() for name, _, words in pairs if words.strip()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,3 +35,19 @@ class OwnCorpus(Corpus, ABC):
                 "without an account: get it from its makers and pass the folder."
             )
         return folder.absolute()
+
+
+def lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text of the user's with their numbers, without their ends; empty ones are left out.
+
+    Raises:
+        SourceError: naming the first line that is not UTF-8.
+    """
+    with file.open("rb") as content:
+        for number, line in enumerate(content, 1):
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                raise SourceError(f"{file}:{number}: the text must be UTF-8. Got: {error}. Convert the file.") from None
+            if text:
+                yield number, text
