@@ -443,6 +443,38 @@ def test_tables_of_every_kind_of_file(tmp_path: Path) -> None:
     assert table.groups("label") == (("a", "own"), [0, -1, 1, -1, -1])
 
 
+@pytest.mark.parametrize("kind", ["csv", "tsv"])
+def test_a_field_of_a_table_may_be_of_any_length(kind: str, tmp_path: Path) -> None:
+    long = "the fox " * 50_000  # 400,000 characters: csv's own limit is 131,072
+    file = tmp_path / f"a.{kind}"
+    file.write_text(f"text\n{long}\n")
+    assert open_table(file).column("text") == [long]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("a.csv", 'text,label\n"the\nfox",a\n\nthe fox, a big dog,b\n', r"a.csv:5: .* names 2 columns\. Got 3\. Quote what"),
+        ("a.tsv", "text\tlabel\nthe fox\ta\t\n", r"a.tsv:2: .* names 2 columns\. Got 3\. Take tabs out of what"),
+        ("a.csv", 'text,label\nfox,a\n"dog,b\nhen,c\n', r"a.csv:3: the row must be CSV\. Got: unexpected end of data"),
+        ("a.csv", 'text,label\n"the "big" fox",a\n', r"a.csv:2: the row must be CSV\. Got: ',' expected after"),
+    ],
+)  # fmt: skip
+def test_rows_that_would_lose_or_swallow_fields_are_refused(file: str, content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(TrainingError, match=says):
+        open_table(tmp_path / file)
+
+
+def test_a_row_that_ends_early_lacks_the_other_columns(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\nfox\n\ndog,b\n")
+    table = open_table(tmp_path / "a.csv")
+    assert [dict(table[place].values) for place in range(2)] == [
+        {"text": "fox", "label": None},
+        {"text": "dog", "label": "b"},
+    ]
+
+
 def test_rows_of_datasets_with_class_labels(models: Path) -> None:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["hen", "fox"])})
     rows = {"image": [Image.fromarray(pico.picture(n)) for n in range(6)], "label": [n % 2 for n in range(6)]}

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,7 @@ def _of_file(file: Path, name: str) -> Iterator[Row]:
     text = _read(file)
     kind = file.suffix.lower()
     if kind in (".csv", ".tsv"):
-        how: dict[str, Any] = {} if kind == ".csv" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
-        found: Iterable[tuple[int, Any]] = enumerate(csv.DictReader(io.StringIO(text, newline=""), **how), 2)
+        found: Iterable[tuple[int, Any]] = enumerate(_delimited(text, name, tabs=kind == ".tsv"), 2)
     elif kind == ".jsonl":
         found = ((n, _json(line, f"{name}:{n}")) for n, line in enumerate(text.split("\n"), 1) if line.strip())
     else:
@@ -187,6 +187,32 @@ def _of_file(file: Path, name: str) -> Iterator[Row]:
                 f"{name}:{number}: a row must be a dictionary of columns. Got {brief(row)}. Give each value a name."
             )
         yield Row(f"{name}:{number}", row, file.parent)
+
+
+def _delimited(text: str, name: str, *, tabs: bool) -> Iterator[dict[str, str | None]]:
+    """Yield the rows below the names of the columns.
+
+    Quotes are read strictly: one that is never closed would make one field of all rows that follow.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # of the process: it is raised, never lowered
+    how: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), **how)
+    head: list[str] = []
+    line = 1  # at which the row begins
+    try:
+        for fields in reader:
+            if not head:
+                head = fields
+            elif len(fields) > len(head):
+                raise TrainingError(
+                    f"{name}:{line}: the row must have no more fields than the first one, which names {len(head)} "
+                    f"columns. Got {len(fields)}. {'Take tabs out of' if tabs else 'Quote'} what is one field."
+                )
+            elif fields:
+                yield dict(zip_longest(head, fields))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise TrainingError(f"{name}:{line}: the row must be CSV. Got: {error}. Correct its quotes.") from None
 
 
 def _read(file: Path) -> str:
