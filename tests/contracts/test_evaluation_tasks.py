@@ -22,8 +22,9 @@ from moesaic.calibration.ranks import device
 from moesaic.cli.describing import explained
 from moesaic.cli.options_evaluate import known_tasks
 from moesaic.errors import EvaluationError
-from moesaic.evaluation import EvaluationTask, Opened, Place
+from moesaic.evaluation import EvaluationTask, Opened, Place, evaluate
 from moesaic.evaluation.base import settings_of
+from moesaic.evaluation.driver import RESULT
 from moesaic.evaluation.intervals import Metric, Record, interval
 
 TASKS = known_tasks()
@@ -249,6 +250,31 @@ def test_metrics_are_functions_of_sums_and_have_names_of_their_own(task: type[Ev
         stack = np.stack([np.asarray(metric.columns(row), float) for row in records[:3]])
         with np.errstate(all="ignore"):
             assert metric.value(stack).shape == (3,)
+
+
+@every_task
+def test_a_model_whose_weights_are_no_numbers_measures_nothing(task: type[EvaluationTask], tmp_path: Path) -> None:
+    """Comparisons with NaN are false: what is looked for would be found at once, or never."""
+    case = OPENED[task.name()]
+    model = pico.load(case.make(tmp_path / case.make.__name__))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.fill_(float("nan"))
+    model.save_pretrained(tmp_path / case.make.__name__)
+    data = tmp_path / f"{task.name()}-12"
+    data.mkdir()
+    how = {**case.how, **({"include_path": str(data)} if task.name() == "lm_eval" else {})}
+    rows = case.rows(data, 12)
+    with pytest.raises(EvaluationError, match="finite"):
+        evaluate(tmp_path / case.make.__name__, task(**how), rows, out=tmp_path / "out", batch_size=5)
+    assert not (tmp_path / "out" / RESULT).exists()
+
+
+@every_task
+def test_what_items_are_measured_against_is_told(task: type[EvaluationTask], folder: Path) -> None:
+    made, again, fewer = (opened(task.name(), folder, count).beside for count in (12, 12, 9))
+    assert made == again
+    assert (made != fewer) == (task.name() in ("few_shot", "retrieval", "sentence_retrieval"))
 
 
 @every_task

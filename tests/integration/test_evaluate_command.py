@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -151,6 +152,41 @@ def test_two_models_are_compared_item_by_item(models: Path, texts: Path, tmp_pat
     title = f"{models / 'moe'} less {models / 'llama'}, item by item"
     assert "".join(title.split()) in "".join(out.split())  # which is wrapped to the width of a terminal
     assert "10 of 10" in out
+
+
+def test_windows_that_differ_are_told_of_an_earlier_evaluation_too(models: Path, texts: Path, tmp_path: Path) -> None:
+    """A model that reads less at once is measured by other windows."""
+    short = tmp_path / "short"
+    shutil.copytree(models / "llama", short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8}))
+    line = (models / "llama", *scored("--data", texts))
+    found = told(*line, "--against", short, "--out", tmp_path / "out")
+    assert {one["signature"] for one in found["against"]["scores"]} == {"window:8|stride:8|before:<s>"}
+    assert told(*line, "--against", tmp_path / "out" / "against") == found
+    for against in (short, tmp_path / "out" / "against"):
+        _, out, _ = said(*line, "--against", against)
+        assert "".join(f"{short}:\nloss, perplexity, bits per byte: window:8|".split()) in "".join(out.split())
+
+
+def test_the_evaluation_that_is_compared_with_is_not_overwritten(
+    models: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = (models / "llama", *scored("--data", texts, "--out", tmp_path / "own"))
+    told(*line)
+    assert "it must not be the --out that is overwritten" in refused(*line, "--overwrite", "--against", "own", code=2)
+
+
+def test_languages_that_the_new_data_lack_take_no_part(models: Path, tmp_path: Path) -> None:
+    french, *german = rows({"language": "fr"}).splitlines()
+    for name, lines in (("both", [*german, french]), ("german", german)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "rows.jsonl").write_text("\n".join(lines))
+    line = (models / "llama", "--task", "translation", "--longest", "4")
+    told(*line, "--data", tmp_path / "both" / "rows.jsonl", "--out", tmp_path / "out")
+    found = told(*line, "--data", tmp_path / "german" / "rows.jsonl", "--against", tmp_path / "out")
+    assert {one["group"] for one in found["against"]["scores"]} == {"", "de", "fr"}
 
 
 def test_an_evaluation_that_does_not_match_is_refused(models: Path, texts: Path, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_what_lacks_weights_or_files_is_refused(tmp_path: Path) -> None:
         open_comet(comet(tmp_path / "other", {"weights": torch.ones(2)}))
     with pytest.raises(EvaluationError, match=r"Got no model\.ckpt"):
         open_comet(tmp_path)
+    with pytest.raises(EvaluationError, match=r"^wmt22: .*Got no wmt22"):
+        open_comet("wmt22")
 
 
 @pytest.mark.skipif(find_spec("comet") is not None, reason="the package is there")

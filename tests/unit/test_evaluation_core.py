@@ -262,6 +262,7 @@ class Doubling(EvaluationTask):
     after: ClassVar[int] = 10**9
     ran: ClassVar[list[int]] = []
     twice: ClassVar[bool] = False
+    beside: ClassVar[str] = ""
 
     def open(self, place: Place, data: Any) -> Opened:
         """Take the numbers."""
@@ -278,7 +279,7 @@ class Doubling(EvaluationTask):
 
         ids = [f"n{n % 2 if self.twice else n}" for n in range(len(numbers))]
         order = batches_of([3 * n % 5 for n in range(len(numbers))], place.batch_size)
-        return Opened(ids, measure, (MEAN, SUM), order)
+        return Opened(ids, measure, (MEAN, SUM), order, beside=self.beside)
 
 
 @pytest.fixture(autouse=True)
@@ -367,8 +368,11 @@ def test_empty_and_doubled_items_and_no_numbers_are_refused(
     out = tmp_path / "out"
     with pytest.raises(EvaluationError, match=r"the data must hold an item\. Got none\. Pass other data\."):
         evaluate(pico_llama, Doubling(), [], out=out)
-    with pytest.raises(EvaluationError, match=r"must give a number\. Got none of mean, sum"):
+    with pytest.raises(EvaluationError, match=r"^n3: x must be finite\. Got nan\. Check that the weights are"):
         evaluate(pico_llama, Doubling(), [float("nan")] * 4)
+    monkeypatch.setattr("moesaic.evaluation.driver.scores", lambda *_: [])
+    with pytest.raises(EvaluationError, match=r"must give a number\. Got none of mean, sum"):
+        evaluate(pico_llama, Doubling(), NUMBERS)
     monkeypatch.setattr(Doubling, "twice", True)
     with pytest.raises(EvaluationError, match=r"ids of their own\. Got 'n0' twice"):
         evaluate(pico_llama, Doubling(), NUMBERS, out=out)
@@ -411,6 +415,19 @@ def test_another_task_or_other_items_are_refused(pico_llama: Path, tmp_path: Pat
     strange = replace(first, records=tuple({**row, "id": f"x{row['id']}"} for row in first.records))
     with pytest.raises(EvaluationError, match=r"must share items\. Got none that both have\. Evaluate both on the"):
         first.compare(strange)
+
+
+def test_items_that_were_measured_against_others_are_refused(
+    pico_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path)
+    monkeypatch.setattr(Doubling, "beside", "other candidates")
+    second = evaluate(pico_llama, Doubling(), NUMBERS)
+    for one, other in ((first, second), (second, earlier(tmp_path, second))):
+        with pytest.raises(EvaluationError, match="must be measured against the same: candidates, classes, examples"):
+            one.compare(other)
+    with pytest.raises(EvaluationError, match="Got others: beside differ"):
+        evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("key", ["group", "cluster", "label"])

@@ -185,7 +185,7 @@ def evaluate(args: list[str]) -> None:
     with show.bars() as bars:
         made = run(options.model, command.task, options.data, out=options.out, progress=bars, **how)
         if options.against and is_evaluation(options.against):
-            other = earlier(options.against, made, seed=options.seed)
+            other = earlier(options.against, made)
         elif options.against:
             beside = options.out / "against" if options.out else None
             second = bars.named("evaluate", "measuring the other")
@@ -200,9 +200,9 @@ def evaluate(args: list[str]) -> None:
     if other:
         header = ("metric", "difference", "95 % interval", "p", "items")
         show.table(f"{other.model} less {made.model}, item by item", difference_rows(made, found), header)
-    for signature in dict.fromkeys(one.metric.signature for one in made.scores if one.metric.signature):
-        names = dict.fromkeys(one.metric.name for one in made.scores if one.metric.signature == signature)
-        show.OUT.print(f"{', '.join(names)}: {signature}", soft_wrap=True, markup=False)
+    told, others = made.signatures(), other.signatures() if other else []
+    for line in (*told, *([f"{other.model}:", *others] if other and others != told else ())):
+        show.OUT.print(line, soft_wrap=True, markup=False)
     if made.folder:
         show.OUT.print(f"Wrote {made.folder}.", soft_wrap=True)
 

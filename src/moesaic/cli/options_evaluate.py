@@ -84,7 +84,7 @@ def parse_evaluate(args: list[str]) -> EvaluateCommand:
         raise UsageError("--resume and --overwrite: there must be an --out that they are of. Got none. Name it.")
     if options.resume and options.overwrite:
         raise UsageError("--resume: it must not stand beside --overwrite. Got both. Leave one out.")
-    if options.against and options.out and options.overwrite and Path(options.against) == options.out:
+    if options.overwrite and options.against and Path(options.against).resolve() == options.out.resolve():
         raise UsageError(
             f"--against: it must not be the --out that is overwritten. Got '{options.out}' for both. Choose another."
         )

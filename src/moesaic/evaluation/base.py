@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -50,6 +51,9 @@ class Opened:
         batches: places that are measured together, all once, in the order in which they run; best the longest first,
             so that what does not fit into memory fails at once.
         further: scores that no sums make, of all records; they are shown, but two models are not compared by them.
+        beside: hash of what every item is measured against (candidates, classes, examples that are learned from);
+            empty: each stands for itself. Records that were measured against other things are neither compared nor
+            gone on with.
     """
 
     ids: Sequence[str]
@@ -57,6 +61,7 @@ class Opened:
     metrics: tuple[Metric, ...]
     batches: Sequence[Sequence[int]]
     further: Callable[[Sequence[Record]], Sequence[Score]] = lambda _: ()
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,11 @@ def batches_of(lengths: Sequence[int], size: int) -> list[list[int]]:
     """
     order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
     return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def hash_of(*parts: Any) -> str:
+    """Return a hash of what JSON can hold."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def settings_of(task: EvaluationTask) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def open_comet(path: str | Path) -> Comet:
 
     given = Path(path).expanduser()
     checkpoint = given / "checkpoints" / "model.ckpt" if given.is_dir() else given
-    settings = checkpoint.parents[1] / "hparams.yaml"
+    settings = checkpoint.parent.parent / "hparams.yaml"
     for file in (checkpoint, settings):
         if not file.is_file():
             raise EvaluationError(

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import EvaluationError
-from moesaic.evaluation.driver import RESULT, Evaluation, records_of, scores
-from moesaic.evaluation.intervals import Difference
+from moesaic.evaluation.driver import RESULT, Evaluation, Score, records_of
+from moesaic.evaluation.intervals import Difference, Interval, Metric
 from moesaic.evaluation.journal import NAME
 
 
@@ -18,24 +18,34 @@ def is_evaluation(path: str) -> bool:
     return Path(path, NAME).is_file()
 
 
-def earlier(folder: str | Path, like: Evaluation, *, seed: int = 0) -> Evaluation:
-    """Return the evaluation that stands in a folder, its scores made as those of `like`.
+def earlier(folder: str | Path, like: Evaluation) -> Evaluation:
+    """Return the evaluation that stands in a folder, its scores as they were told.
 
     Raises:
-        EvaluationError: where it is of another task or other settings, or was interrupted.
+        EvaluationError: where it is of another task or other settings than `like`, or was interrupted.
     """
     check_task(folder, like.task)
     place = {row["id"]: number for number, row in enumerate(like.records)}
     # In one order, since the order of clusters decides which of them a resample draws.
-    rows = sorted(records_of(folder)[1], key=lambda row: place.get(row["id"], len(place)))
+    head, rows = records_of(folder)
+    rows.sort(key=lambda row: place.get(row["id"], len(place)))
+    digits = {metric.name: metric.digits for metric in like.metrics}
     try:
-        model = str(json.loads(Path(folder, RESULT).read_text(encoding="utf-8"))["model"])
-    except (OSError, ValueError, KeyError):
+        told = json.loads(Path(folder, RESULT).read_text(encoding="utf-8"))
+        model, made = str(told["model"]), tuple(_score(one, digits) for one in told["scores"])
+    except (OSError, ValueError, KeyError, TypeError):
         raise EvaluationError(
             f"{folder}: the evaluation must be complete. Got an interrupted one. Repeat it with --resume."
         ) from None
-    made = tuple(scores(like.metrics, rows, seed))
-    return Evaluation(like.task, model, made, tuple(rows), like.metrics, Path(folder))
+    return Evaluation(like.task, model, made, tuple(rows), like.metrics, Path(folder), str(head.get("beside", "")))
+
+
+def _score(told: Mapping[str, Any], digits: Mapping[str, int]) -> Score:
+    """Return a score that is shown, and no longer computed."""
+    found = Interval(*(told[key] for key in ("value", "low", "high", "records", "clusters")))
+    what = {key: told[key] for key in ("name", "unit", "better", "signature")}
+    metric = Metric(**what, columns=lambda _: (), value=lambda sums: sums[..., 0], digits=digits.get(told["name"], 3))
+    return Score(metric, told["group"], found)
 
 
 def check_task(folder: str | Path, task: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -19,7 +18,7 @@ from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.sources import resolve
 from moesaic.errors import EvaluationError, brief
-from moesaic.evaluation.base import EvaluationTask, Opened, Place, settings_of
+from moesaic.evaluation.base import EvaluationTask, Opened, Place, hash_of, settings_of
 from moesaic.evaluation.intervals import Difference, Interval, Metric, Record, difference, interval
 from moesaic.evaluation.journal import NAME, Journal, read
 from moesaic.lazy import np
@@ -62,7 +61,7 @@ class Evaluation:
     Args:
         task: name and settings. model: as it was given. scores: all metrics of all records first, then by group.
         records: what was measured on each item, in the order of the items. metrics: that the scores are made by.
-        folder: where it stands on disk; None: nowhere.
+        folder: where it stands on disk; None: nowhere. beside: as `Opened` has it.
     """
 
     task: Mapping[str, Any]
@@ -71,6 +70,7 @@ class Evaluation:
     records: tuple[Record, ...]
     metrics: tuple[Metric, ...]
     folder: Path | None = None
+    beside: str = ""
 
     def value(self, metric: str, group: str = ALL) -> float:
         """Return one number.
@@ -94,6 +94,11 @@ class Evaluation:
                 f"{other.model}: both models must be evaluated by the same task. Got {self.task} and {other.task}. "
                 "Evaluate one of them again."
             )
+        if self.beside != other.beside:
+            raise EvaluationError(
+                f"{other.model}: both models must be measured against the same: candidates, classes, examples to learn "
+                "from. Got others. Evaluate both on the same data, with the same seed."
+            )
         _check_facts(self, other)
         try:
             found = {one.name: difference(one, self.records, other.records, seed=seed) for one in self.metrics}
@@ -105,6 +110,15 @@ class Evaluation:
         """Return all but the records, for machines."""
         scores = [score.to_json() for score in self.scores]
         return {"moesaic": __version__, "model": self.model, "task": dict(self.task), "scores": scores}
+
+    def signatures(self) -> list[str]:
+        """Return how metrics were computed, a line for all that share it."""
+        known = [one.metric for one in self.scores if one.metric.signature]
+        names = {
+            signature: dict.fromkeys(one.name for one in known if one.signature == signature)
+            for signature in dict.fromkeys(one.signature for one in known)
+        }
+        return [f"{', '.join(own)}: {signature}" for signature, own in names.items()]
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """Return the table: group, metric, value with its unit, 95 % interval."""
@@ -156,6 +170,7 @@ def evaluate(
             tuple(records),
             opened.metrics,
             Path(out) if out is not None else None,
+            opened.beside,
         )
         if not made.scores:
             raise EvaluationError(
@@ -205,6 +220,15 @@ def _check(task: EvaluationTask, opened: Opened) -> None:
         raise EvaluationError(f"{task.name()}: items must have ids of their own. Got '{twice}' twice. Name them apart.")
 
 
+def _check_finite(records: Sequence[Record]) -> None:
+    for row in records:
+        for name, value in row.items():
+            if isinstance(value, float) and not np.isfinite(value):
+                raise EvaluationError(
+                    f"{row['id']}: {name} must be finite. Got {value}. Check that the weights are, and take float32."
+                )
+
+
 def _check_facts(first: Evaluation, second: Evaluation) -> None:
     known = {row["id"]: row for row in second.records}
     for row in first.records:
@@ -224,7 +248,8 @@ def _journal(out: str | Path | None, task: EvaluationTask, place: Place, opened:
         "moesaic": __version__,
         "task": settings_of(task),
         "model": fingerprint(DenseCheckpoint.open(place.folder)),
-        "items": hashlib.sha256("\n".join(opened.ids).encode()).hexdigest(),
+        "items": hash_of(list(opened.ids)),
+        "beside": opened.beside,
         "precision": place.precision,
         "seed": place.seed,
     }
@@ -246,6 +271,7 @@ def _measured(
         # The whole batch, though some of it may be known: padding to another length would change the last bits.
         whole = [{"id": opened.ids[n], **row} for n, row in zip(batch, opened.measure(batch), strict=True)]
         made = [row for row in whole if row["id"] not in known]
+        _check_finite(made)
         if journal:
             journal.add(made)
         known |= {str(row["id"]): row for row in made}

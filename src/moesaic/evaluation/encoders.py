@@ -11,7 +11,8 @@ from moesaic.calibration.readers import FILES, WINDOW, Reader, kinds
 from moesaic.calibration.readers.base import Example
 from moesaic.errors import EvaluationError, brief
 from moesaic.evaluation.base import Place
-from moesaic.evaluation.features import as_evaluation, computing
+from moesaic.evaluation.faults import as_evaluation, finite
+from moesaic.evaluation.features import computing
 from moesaic.lazy import np, torch
 from moesaic.training.tasks.models import generates_text, open_model, readers_of
 from moesaic.training.tasks.tables import Row, Table
@@ -62,8 +63,9 @@ class Encoder:
         state_BTD = self._state(out)
         real_BL = feed.tokens_BT if self.kind == "text" else feed.frames_BL
         before = self._before(inputs["pixel_values"], state_BTD.shape[1]) if self.kind == "image" else 0
-        pooled_ND: np.ndarray = self._pooled(state_BTD, real_BL, before).double().cpu().numpy()
-        return pooled_ND
+        pooled_ND = finite(self._pooled(state_BTD, real_BL, before), f"{self.kind}s")
+        found_ND: np.ndarray = pooled_ND.double().cpu().numpy()
+        return found_ND
 
     def _example(self, row: Row) -> Example:
         found = next(iter(self.reader.examples(row.item())), None)

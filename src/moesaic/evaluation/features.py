@@ -11,8 +11,9 @@ from moesaic.calibration.readers import WINDOW
 from moesaic.calibration.readers.base import Example
 from moesaic.calibration.readers.image import ImageReader
 from moesaic.calibration.readers.text import TextReader
-from moesaic.errors import CalibrationError, CertificateError, EvaluationError, TrainingError
+from moesaic.errors import EvaluationError
 from moesaic.evaluation.base import Place
+from moesaic.evaluation.faults import as_evaluation, finite
 from moesaic.lazy import torch
 from moesaic.training.tasks.models import open_model, padded_rows, readers_of, real_BT
 from moesaic.training.tasks.tables import Row
@@ -22,15 +23,6 @@ if TYPE_CHECKING:
 
 WITHOUT_MASK = ("siglip", "moesaic_siglip")
 """Model types whose texts are filled up to the window, without a mask."""
-
-
-@contextmanager
-def as_evaluation() -> Iterator[None]:
-    """Let what opening a model or reading data finds fault with stop an evaluation."""
-    try:
-        yield
-    except (CalibrationError, CertificateError, TrainingError) as error:
-        raise EvaluationError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -83,7 +75,7 @@ class Towers:
         with computing(self.place):
             made = run(**on_device)
         features_ND = made if isinstance(made, torch.Tensor) else made.pooler_output  # transformers 4, and 5
-        return torch.nn.functional.normalize(features_ND.float(), dim=-1).cpu()
+        return torch.nn.functional.normalize(finite(features_ND.float(), f"{kind}s"), dim=-1).cpu()
 
 
 @contextmanager

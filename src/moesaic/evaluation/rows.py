@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from moesaic.calibration.data import Kind, Source
 from moesaic.errors import EvaluationError, listing
-from moesaic.evaluation.features import as_evaluation
+from moesaic.evaluation.faults import as_evaluation
 from moesaic.training.tasks.tables import Row, Table, open_table
 
 SOURCE = "source"
@@ -31,7 +32,7 @@ def open_rows(task: str, data: Source | None, media: Kind | None, *columns: str)
     return table
 
 
-def ids_of(table: Table) -> list[str]:
+def names_of(table: Table) -> list[str]:
     """Return what each row is called."""
     return [table[place].name for place in range(len(table))]
 
@@ -55,7 +56,7 @@ def labels_of(table: Table) -> list[str]:
 def sources_of(table: Table, otherwise: Sequence[str] = ()) -> list[str]:
     """Return what each row is resampled with: its `source`, or else what is given for it, or else itself."""
     rows = [table[place] for place in range(len(table))]
-    return [source_of(row) or other for row, other in zip(rows, otherwise or ids_of(table), strict=True)]
+    return [source_of(row) or other for row, other in zip(rows, otherwise or names_of(table), strict=True)]
 
 
 def source_of(row: Row) -> str:
@@ -86,3 +87,46 @@ def _image(row: Row) -> str:
 def named_groups(table: Table, column: str) -> Sequence[str]:
     """Return the value of a column as text; empty where a row has none."""
     return ["" if value is None else str(value) for value in table.column(column)]
+
+
+def ids_of(table: Table, *columns: Sequence[str]) -> list[str]:
+    """Return the name of each row, with eight digits of a hash of what it holds.
+
+    Args:
+        columns: what each row holds: a text, the hash of a recording.
+    """
+    rows = zip(*columns, strict=True)
+    return [f"{table[place].name}#{_digest(row)}" for place, row in enumerate(rows)]
+
+
+def check_texts(table: Table, *columns: str) -> None:
+    """Check that every row has a text in these columns.
+
+    Raises:
+        EvaluationError: naming the rows whose text is empty, no text, or holds what is not Unicode.
+    """
+    wrong = [
+        f"{row.name}: {column} {fault}"
+        for row in (table[place] for place in range(len(table)))
+        for column in columns
+        if (fault := _fault(row.values[column]))
+    ]
+    if wrong:
+        raise EvaluationError(
+            f"{table.name}: {' and '.join(columns)} must be texts in UTF-8 that are not empty. Got:\n"
+            f"{listing(wrong, 5)}\nCorrect the rows, or leave them out."
+        )
+
+
+def _fault(text: Any) -> str:
+    if not isinstance(text, str):
+        return f"is of the type {type(text).__name__}"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    return "" if text.strip() else "is empty"
+
+
+def _digest(values: Sequence[str]) -> str:
+    return hashlib.blake2b("\0".join(values).encode(), digest_size=4).hexdigest()

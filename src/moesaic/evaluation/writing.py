@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
-from moesaic.errors import EvaluationError, listing
 from moesaic.lazy import torch
 from moesaic.training.tasks.models import UNSEEN
-from moesaic.training.tasks.tables import Table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -96,46 +93,3 @@ def one_line(text: str) -> str:
     'a b'
     """
     return " ".join(text.split("\n")).replace("\r", " ").strip()
-
-
-def ids_of(table: Table, *columns: Sequence[str]) -> list[str]:
-    """Return the name of each row, with eight digits of a hash of what it holds.
-
-    Args:
-        columns: what each row holds: a text, the hash of a recording.
-    """
-    rows = zip(*columns, strict=True)
-    return [f"{table[place].name}#{_digest(row)}" for place, row in enumerate(rows)]
-
-
-def check_texts(table: Table, *columns: str) -> None:
-    """Check that every row has a text in these columns.
-
-    Raises:
-        EvaluationError: naming the rows whose text is empty, no text, or holds what is not Unicode.
-    """
-    wrong = [
-        f"{row.name}: {column} {fault}"
-        for row in (table[place] for place in range(len(table)))
-        for column in columns
-        if (fault := _fault(row.values[column]))
-    ]
-    if wrong:
-        raise EvaluationError(
-            f"{table.name}: {' and '.join(columns)} must be texts in UTF-8 that are not empty. Got:\n"
-            f"{listing(wrong, 5)}\nCorrect the rows, or leave them out."
-        )
-
-
-def _fault(text: Any) -> str:
-    if not isinstance(text, str):
-        return f"is of the type {type(text).__name__}"
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    return "" if text.strip() else "is empty"
-
-
-def _digest(values: Sequence[str]) -> str:
-    return hashlib.blake2b("\0".join(values).encode(), digest_size=4).hexdigest()

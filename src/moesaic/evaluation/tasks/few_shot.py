@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 from moesaic.calibration.data import Kind, Source
 from moesaic.errors import EvaluationError, brief
-from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
+from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of, hash_of
 from moesaic.evaluation.encoders import LAST, Encoder, Pooling, open_encoder
 from moesaic.evaluation.intervals import Metric, Record
 from moesaic.evaluation.probing import Classifier, Predict, Support, fit, supports
-from moesaic.evaluation.rows import labels_of, open_rows, sources_of
+from moesaic.evaluation.rows import ids_of, images_of, labels_of, open_rows, sources_of
 from moesaic.lazy import np
 from moesaic.method import number
 from moesaic.seeds import Stream
@@ -92,8 +92,13 @@ class FewShot(EvaluationTask):
                 for n, found_S in zip(places, found_SB.T.tolist(), strict=True)
             ]
 
-        ids = [row.name for row in parts.rows]
-        return Opened(ids, measure, (accuracy(self.seeds),), batches_of([0] * len(ids), place.batch_size))
+        return Opened(
+            parts.ids,
+            measure,
+            (accuracy(self.seeds),),
+            batches_of([0] * len(parts.ids), place.batch_size),
+            beside=hash_of([[parts.pool_ids[n] for n in one.places] for one in drawn]),
+        )
 
     def _parts(self, data: Source | None) -> _Parts:
         """Return what is drawn from, and what is tested on."""
@@ -122,12 +127,22 @@ class _Parts:
 
     def __init__(self, table: Table, pool: Table, tested: Sequence[int], drawn: Sequence[int]) -> None:
         labels, sources, others = labels_of(table), sources_of(table), labels_of(pool)
+        ids, pool_ids = (ids_of(one, *_contents(one)) for one in (table, pool))
         self.table = table
+        self.ids = [ids[n] for n in tested]
         self.rows = [table[n] for n in tested]
         self.labels = [labels[n] for n in tested]
         self.sources = [sources[n] for n in tested]
         self.pool = [pool[n] for n in drawn]
+        self.pool_ids = [pool_ids[n] for n in drawn]
         self.pool_labels = [others[n] for n in drawn]
+
+
+def _contents(table: Table) -> Iterator[list[str]]:
+    """Yield what rows hold, as far as it can be told without opening a medium."""
+    yield images_of(table)
+    for column in ("audio", "text", "label"):
+        yield [str(value) if isinstance(value, str | int) else "" for value in table.column(column)]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from moesaic.calibration.data import Source
 from moesaic.errors import EvaluationError
-from moesaic.evaluation.base import EvaluationTask, Opened, Place
+from moesaic.evaluation.base import EvaluationTask, Opened, Place, hash_of
 from moesaic.evaluation.features import Towers, open_towers
 from moesaic.evaluation.intervals import Record
 from moesaic.evaluation.ranking import loss_of, mean_loss, rank_of, within
-from moesaic.evaluation.rows import images_of, open_rows, sources_of
+from moesaic.evaluation.rows import check_texts, images_of, open_rows, sources_of
 from moesaic.lazy import torch
 from moesaic.training.tasks.tables import Row, Table
 
@@ -43,6 +43,7 @@ class Retrieval(EvaluationTask):
                 towers.
         """
         table = open_rows(self.name(), data, "image", "image", "text")
+        check_texts(table, "text")
         pairs = pairs_of(table)
         if min(len(pairs.images), len(pairs.texts)) < 2:
             raise EvaluationError(
@@ -75,7 +76,8 @@ class Retrieval(EvaluationTask):
             for start in range(split, len(ids), place.batch_size)
         ]
         metrics = (*(within(k, f"recall@{k}") for k in AT), mean_loss("loss"))
-        return Opened(ids, measure, metrics, [*gallery.batches, *texts])
+        candidates = hash_of(sorted(pairs.images), sorted(pairs.texts))
+        return Opened(ids, measure, metrics, [*gallery.batches, *texts], beside=candidates)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from moesaic.calibration.data import Source
 from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import EvaluationError
-from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
-from moesaic.evaluation.faults import as_evaluation
+from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of, hash_of
+from moesaic.evaluation.faults import as_evaluation, finite
 from moesaic.evaluation.intervals import Metric, Record
+from moesaic.evaluation.ranking import rank_of
 from moesaic.evaluation.rolling import products
+from moesaic.evaluation.rows import check_texts
 from moesaic.lazy import torch
 from moesaic.method import number
 from moesaic.training.tasks.models import demand, open_model, padded_rows, readers_of, real_BT, takes
@@ -65,8 +67,8 @@ class SentenceRetrieval(EvaluationTask):
 
         def measure(places: Sequence[int]) -> list[Record]:
             own = [queries[one] for one in places]
-            scores_BG = encoder([row["text"] for row in own]) @ vectors_GD.T
-            ranks = [_rank(scores_G, right[row["source"]]) for scores_G, row in zip(scores_BG, own, strict=True)]
+            scores_BG = (encoder([row["text"] for row in own]) @ vectors_GD.T).cpu()
+            ranks = [rank_of(scores_G, right[row["source"]]) for scores_G, row in zip(scores_BG, own, strict=True)]
             return [
                 {"rank": rank, "group": row["language"], "cluster": row["source"]}
                 for rank, row in zip(ranks, own, strict=True)
@@ -78,6 +80,7 @@ class SentenceRetrieval(EvaluationTask):
             measure,
             _metrics(said),
             batches_of([len(row["text"]) for row in queries], place.batch_size),
+            beside=hash_of(wanted),
         )
 
     def _rows(self, data: Source | None) -> tuple[list[dict[str, str]], dict[str, list[str]]]:
@@ -89,6 +92,7 @@ class SentenceRetrieval(EvaluationTask):
         with as_evaluation():
             table = open_table(data)
             table.need("text", "language", "source")
+        check_texts(table, "text", "language")
         columns = {name: list(map(str, table.column(name))) for name in ("text", "language", "source")}
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         wanted: dict[str, list[str]] = {}
@@ -126,7 +130,7 @@ class _Encoder:
             states_BTD = self.model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state.float()
         weights_BT = mask_BT.float() if self.pooling == "mean" else torch.eye(1, ids_BT.shape[1]).to(states_BTD)
         vectors_BD = (states_BTD * weights_BT[:, :, None]).sum(1)
-        return torch.nn.functional.normalize(vectors_BD, dim=-1)
+        return torch.nn.functional.normalize(finite(vectors_BD, "texts"), dim=-1)
 
     def all(self, texts: Sequence[str]) -> torch.Tensor:
         """Return those of many texts, [N, D], a batch at a time."""
@@ -134,12 +138,6 @@ class _Encoder:
         vectors_ND = torch.cat([self([texts[one] for one in batch]) for batch in batches])
         order_N = torch.tensor([one for batch in batches for one in batch])
         return vectors_ND[order_N.argsort().to(vectors_ND.device)]
-
-
-def _rank(scores_G: torch.Tensor, right: Sequence[int]) -> int:
-    """Return the place of the best of the right texts, from 1, behind whatever scores the same."""
-    best = scores_G[right].max()
-    return 1 + int((scores_G >= best).sum()) - int((scores_G[right] >= best).sum())
 
 
 def _metrics(signature: str) -> tuple[Metric, ...]:

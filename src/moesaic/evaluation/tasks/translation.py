@@ -14,8 +14,8 @@ from moesaic.evaluation.faults import as_evaluation
 from moesaic.evaluation.intervals import Record
 from moesaic.evaluation.judging import Judge, Said
 from moesaic.evaluation.rolling import products
-from moesaic.evaluation.rows import open_rows, sources_of
-from moesaic.evaluation.writing import Writer, check_texts, costs, ids_of, one_line
+from moesaic.evaluation.rows import check_texts, ids_of, open_rows, sources_of
+from moesaic.evaluation.writing import Writer, costs, one_line
 from moesaic.lazy import np, torch
 from moesaic.method import number
 from moesaic.training.moving import on

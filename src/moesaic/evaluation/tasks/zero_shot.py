@@ -8,11 +8,11 @@ from pathlib import Path
 
 from moesaic.calibration.data import Source
 from moesaic.errors import EvaluationError, brief, did_you_mean
-from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of
+from moesaic.evaluation.base import EvaluationTask, Opened, Place, batches_of, hash_of
 from moesaic.evaluation.features import Towers, open_towers
 from moesaic.evaluation.intervals import Record
 from moesaic.evaluation.ranking import rank_of, within
-from moesaic.evaluation.rows import ids_of, labels_of, named_groups, open_rows, sources_of
+from moesaic.evaluation.rows import ids_of, images_of, labels_of, named_groups, open_rows, sources_of
 from moesaic.evaluation.templates import HOLE, lines_of, templates_of
 from moesaic.lazy import torch
 
@@ -67,8 +67,13 @@ class ZeroShot(EvaluationTask):
                 for n, row_C in zip(places, scores_BC, strict=True)
             ]
 
-        metrics = tuple(within(k, f"top-{k}") for k in TOP if k < len(names))
-        return Opened(ids_of(table), measure, metrics, batches_of([0] * len(table), place.batch_size))
+        return Opened(
+            ids_of(table, images_of(table), labels),
+            measure,
+            tuple(within(k, f"top-{k}") for k in TOP if k < len(names)),
+            batches_of([0] * len(table), place.batch_size),
+            beside=hash_of(names, templates),
+        )
 
     def _names(self, labels: Sequence[str]) -> dict[str, str]:
         """Return label -> name of every class."""
