@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -18,6 +19,7 @@ from tests.integration import calibrating as pico
 from torch.testing import assert_close
 
 from moesaic.calibration import Calibration, Keeping, calibrate, open_data, open_readers, plan_batches
+from moesaic.calibration.data import Item
 from moesaic.errors import CalibrationError
 from moesaic.stats import Batch, Statistic, View
 
@@ -62,6 +64,44 @@ def text_runs(folder: Path, name: str) -> Iterator[dict[str, Any]]:
         ids = tokenizer(item["text"], return_tensors="pt")["input_ids"]
         shifted = torch.cat([torch.zeros(1, 1, dtype=torch.int64), ids[:, :-1]], 1)
         yield {"input_ids": ids, **({"decoder_input_ids": shifted} if name == "t5" else {})}
+
+
+def counting_from_the_pad(folder: Path, name: str, pad: int) -> Any:
+    """Save a model of 34 positions whose tokenizer states no length, and return it."""
+    words = ["<s>", "</s>", *pico.WORDS]
+    words.insert(pad, "<pad>")
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="the")
+    )
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(word, words.index(word)) for word in ("<s>", "</s>")]
+    )
+    transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>").save_pretrained(folder)
+    config = transformers.AutoConfig.for_model(
+        name, vocab_size=pico.VOCAB, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=34, pad_token_id=pad,
+    )  # fmt: skip
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    return transformers.AutoModel.from_pretrained(folder).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "pad", "holds"),
+    [("roberta", 1, 32), ("roberta", 0, 33), ("xlm-roberta", 1, 32), ("mpnet", 1, 32), ("ibert", 1, 32),
+     ("bert", 1, 34)],
+)  # fmt: skip
+def test_a_window_is_what_the_positions_hold(name: str, pad: int, holds: int, tmp_path: Path) -> None:
+    model = counting_from_the_pad(tmp_path, name, pad)
+    reader: Any = open_readers(tmp_path, model)["text"]
+    assert reader.window == holds
+    first, *_ = reader.examples(Item("a", None, text=pico.text(100, 0)))
+    assert first.tokens == holds
+    longer = replace(first, ids=(*first.ids, 5), tokens=holds + 1)
+    with torch.no_grad():
+        model(**reader.feed([first]).inputs)
+        with pytest.raises((IndexError, RuntimeError)):  # one more has no position
+            model(**reader.feed([longer]).inputs)
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "t5"])

@@ -10,7 +10,7 @@ from moesaic.calibration.data import Kind
 from moesaic.calibration.readers.audio import AudioReader
 from moesaic.calibration.readers.base import Example, Feed, Reader
 from moesaic.calibration.readers.image import ImageReader
-from moesaic.calibration.readers.text import WINDOW, TextReader
+from moesaic.calibration.readers.text import WINDOW, TextReader, skipped_positions
 from moesaic.errors import CalibrationError
 from moesaic.quiet import quiet
 
@@ -55,7 +55,7 @@ def open_readers(folder: Path, model: PreTrainedModel, window: int = WINDOW) -> 
         CalibrationError: where there is none, or one does not load.
     """
     wanted = kinds(model)
-    readers = {kind: OPEN[kind](folder, model.config, window) for kind in wanted if _has(folder, kind)}
+    readers = {kind: OPEN[kind](folder, model, window) for kind in wanted if _has(folder, kind)}
     if not readers:
         files = ", ".join(dict.fromkeys(name for kind in wanted for name in FILES[kind]))
         raise CalibrationError(
@@ -83,19 +83,19 @@ def _load(folder: Path, name: str) -> Any:
         ) from error
 
 
-def _text(folder: Path, config: Any, window: int) -> Reader:
-    return TextReader.of(_load(folder, "AutoTokenizer"), config, window)
+def _text(folder: Path, model: PreTrainedModel, window: int) -> Reader:
+    return TextReader.of(_load(folder, "AutoTokenizer"), model.config, window, skipped_positions(model))
 
 
-def _image(folder: Path, config: Any, _window: int) -> Reader:
-    return ImageReader.of(_load(folder, "AutoImageProcessor"), config)
+def _image(folder: Path, model: PreTrainedModel, _window: int) -> Reader:
+    return ImageReader.of(_load(folder, "AutoImageProcessor"), model.config)
 
 
-def _audio(folder: Path, config: Any, _window: int) -> Reader:
-    tokenizer = _load(folder, "AutoTokenizer") if config.is_encoder_decoder and _has(folder, "text") else None
-    return AudioReader.of(_load(folder, "AutoFeatureExtractor"), config, tokenizer)
+def _audio(folder: Path, model: PreTrainedModel, _window: int) -> Reader:
+    tokenizer = _load(folder, "AutoTokenizer") if model.config.is_encoder_decoder and _has(folder, "text") else None
+    return AudioReader.of(_load(folder, "AutoFeatureExtractor"), model.config, tokenizer)
 
 
-OPEN: Mapping[Kind, Callable[[Path, Any, int], Any]] = {"text": _text, "image": _image, "audio": _audio}
+OPEN: Mapping[Kind, Callable[[Path, PreTrainedModel, int], Any]] = {"text": _text, "image": _image, "audio": _audio}
 
 __all__ = ["WINDOW", "Example", "Feed", "Reader", "kinds", "open_readers", "tower"]

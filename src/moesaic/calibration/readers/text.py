@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from moesaic.calibration.data import Item, Kind
 from moesaic.calibration.readers.base import Example, Feed, label_rows, padded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 WINDOW = 512
 """Tokens of a window unless the model reads fewer: attention's cost is then small beside that of the FFNs."""
@@ -33,13 +36,14 @@ class TextReader:
     kind: ClassVar[Kind] = "text"
 
     @classmethod
-    def of(cls, tokenizer: Any, config: Any, window: int = WINDOW) -> TextReader:
-        """Return the reader of a model with this config."""
+    def of(cls, tokenizer: Any, config: Any, window: int = WINDOW, skipped: int = 0) -> TextReader:
+        """Return the reader of a model with this config, whose positions are fewer by those `skipped`."""
         text = config.get_text_config()
         reach = [
             getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_target_positions")
         ]
-        limits = [int(limit) for limit in (*reach, tokenizer.model_max_length) if limit and limit > 1]
+        places = [int(limit) - skipped for limit in reach if limit]
+        limits = [int(limit) for limit in (*places, tokenizer.model_max_length) if limit and limit > 1]
         start = getattr(config, "decoder_start_token_id", None) if config.is_encoder_decoder else None
         if config.is_encoder_decoder and start is None:
             start = text.bos_token_id or 0
@@ -75,6 +79,16 @@ class TextReader:
             shifted_BT[:, 0] = self.decoder_start
             inputs |= {"decoder_input_ids": shifted_BT, "decoder_attention_mask": real_BT.long()}
         return Feed(self.kind, inputs, label_rows(examples), real_BT)
+
+
+def skipped_positions(model: PreTrainedModel) -> int:
+    """Return how many of its positions a model gives to no token.
+
+    RoBERTa and its kin count from the place behind the pad's, which their table of positions has as `padding_idx`.
+    """
+    tables = [module for name, module in model.named_modules() if name.rpartition(".")[2] == "position_embeddings"]
+    pads = [pad for table in tables if (pad := getattr(table, "padding_idx", None)) is not None]
+    return max(pads, default=-1) + 1
 
 
 def _is_id(value: Any) -> bool:
