@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -20,7 +21,7 @@ from torch.testing import assert_close
 
 import moesaic
 from moesaic.cli import run
-from moesaic.evaluation import evaluate
+from moesaic.evaluation import evaluate, records_of
 from moesaic.evaluation.tasks.perplexity import Perplexity
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 
@@ -152,6 +153,28 @@ def test_two_models_are_compared_item_by_item(models: Path, texts: Path, tmp_pat
     title = f"{models / 'moe'} less {models / 'llama'}, item by item"
     assert "".join(title.split()) in "".join(out.split())  # which is wrapped to the width of a terminal
     assert "10 of 10" in out
+
+
+def test_documents_are_called_by_folder_file_and_line(models: Path, tmp_path: Path) -> None:
+    """Files of one name in two folders are two, and a name need not be UTF-8."""
+    for folder in "ab":
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "rows.csv").write_text("text\nthe fox\n")
+    latin = tmp_path / "texts" / os.fsdecode(b"caf\xe9.txt")
+    latin.parent.mkdir()
+    latin.write_text("the fox runs")
+    for data, names in (("data", ["a/rows.csv:2", "b/rows.csv:2"]), ("texts", [r"caf\xe9.txt"])):
+        told(models / "llama", *scored("--data", tmp_path / data, "--out", tmp_path / f"of {data}"))
+        _, records = records_of(tmp_path / f"of {data}")
+        assert [str(row["id"]).partition("#")[0] for row in records] == names
+
+
+@pytest.mark.parametrize("row", [{"text": "the \ud800 fox"}, {"text": "the fox", "group": "\ud800"}])
+def test_half_a_character_is_refused(models: Path, tmp_path: Path, row: dict[str, str]) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    said = refused(models / "llama", *scored("--data", tmp_path / "rows.jsonl", "--out", tmp_path / "out"))
+    assert r"rows.jsonl:1: text and domain must be Unicode. Got '\ud800' in it. Correct the row." in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_windows_that_differ_are_told_of_an_earlier_evaluation_too(models: Path, texts: Path, tmp_path: Path) -> None:

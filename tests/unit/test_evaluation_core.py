@@ -141,6 +141,24 @@ def test_p_is_twice_the_smaller_tail_of_what_is_a_number(values: list[float], p:
     assert two_sided(np.array(values, float)) == p
 
 
+def test_resamples_in_pieces_are_those_of_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = items(np.random.default_rng(0).normal(size=40).tolist())
+    others = items(np.random.default_rng(1).normal(size=40).tolist())
+    whole = interval(MEAN, rows), difference(MEAN, rows, others)
+    monkeypatch.setattr("moesaic.evaluation.intervals.BLOCK", 40 * 7)
+    for one, other in zip(whole, (interval(MEAN, rows), difference(MEAN, rows, others)), strict=True):
+        found, wanted = list(vars(other).values()), list(vars(one).values())
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)  # float64 products of other shapes
+
+
+def test_a_bound_that_is_infinite_is_none() -> None:
+    """Json has no infinity."""
+    explodes = replace(MEAN, value=lambda sums: np.where(sums[..., 0] / sums[..., 1] > 1.5, np.inf, 1.0))
+    found = interval(explodes, items([1.0, 2.0]))
+    assert np.isfinite(found.value)
+    assert (found.low is None, found.high) == (False, None)
+
+
 def test_a_difference_on_one_cluster_has_no_interval() -> None:
     rows = items([1.0, 2.0, 3.0], ["a", "a", "b"])
     higher = items([3.0, 4.0], ["a", "a"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from moesaic.calibration.data import Source
@@ -60,14 +61,14 @@ def _of_path(path: Path) -> Iterator[Document]:
     if not path.exists():
         raise EvaluationError(f"{path}: the data must exist. Got no such file or folder. Check the path.")
     if path.is_file():
-        yield from _of_file(path, path.name, "")
+        yield from _of_file(path, _printable(Path(path.name)), "")
         return
     files = sorted(file for file in path.rglob("*") if file.is_file())
     rows = [file for file in files if file.suffix.lower() in ROWS]
     texts = [file for file in files if file.suffix.lower() in TEXTS]
     stems = sum(file.parent == path for file in texts) <= MOST_STEMS
     for file in rows or texts:
-        below = file.relative_to(path)
+        below = PurePosixPath(_printable(file.relative_to(path)))
         group = below.parts[0] if len(below.parts) > 1 else below.stem if stems and not rows else ""
         yield from _of_file(file, below.as_posix(), group)
 
@@ -79,7 +80,7 @@ def _of_file(path: Path, name: str, group: str) -> Iterator[Document]:
     elif kind == ".jsonl":
         yield from _of_lines(path, name, group)
     elif kind in ROWS:
-        yield from _of_table(path, group)
+        yield from _of_table(path, group, name)
     else:
         known = ", ".join((*ROWS, *TEXTS))
         raise EvaluationError(f"{path}: the data must be of a known kind ({known}). Got '{kind}'. Convert the file.")
@@ -99,24 +100,40 @@ def _of_lines(path: Path, name: str, group: str) -> Iterator[Document]:
 
 def _of_rows(source: Any) -> Iterator[Document]:
     texts = isinstance(source, list | tuple) and any(isinstance(row, str) for row in source)
-    return _of_table([{"text": row} if isinstance(row, str) else row for row in source] if texts else source, "")
+    return _of_table([{"text": row} if isinstance(row, str) else row for row in source] if texts else source)
 
 
-def _of_table(source: Source, group: str) -> Iterator[Document]:
+def _of_table(source: Source, group: str = "", name: str = "") -> Iterator[Document]:
+    """Yield documents of rows; of a file they are called by its `name`, which tells the folder, too."""
     table = open_table(source)
     told = {column: table.groups(column) for column in COLUMNS}
     for place in range(len(table)):
         row = table[place]
         own = [names[index[place]] for names, index in told.values() if index[place] >= 0]
         read = partial(_cell, table.__getitem__, place)
-        yield from _document(row.name, _text(row.values, row.name), own[0] if own else group, read)
+        where = name + row.name.removeprefix(table.name) if name else row.name
+        yield from _document(where, _text(row.values, where), own[0] if own else group, read)
 
 
 def _document(name: str, text: str, group: str, read: Callable[[], str]) -> Iterator[Document]:
     if text.strip():
-        content = text.encode(errors="surrogatepass")
+        content = _encoded(text, name)
+        _encoded(group, name)
         digest = hashlib.blake2b(content, digest_size=4).hexdigest()
         yield Document(f"{name}#{digest}", group, len(content), read)
+
+
+def _encoded(text: str, name: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        half = ascii(text[error.start : error.end])
+        raise EvaluationError(f"{name}: text and domain must be Unicode. Got {half} in it. Correct the row.") from None
+
+
+def _printable(path: Path) -> str:
+    """Return a path as text, whatever bytes its name is made of."""
+    return os.fsencode(path.as_posix()).decode(errors="backslashreplace")
 
 
 def _whole(path: Path) -> str:

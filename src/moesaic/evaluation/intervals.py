@@ -17,6 +17,8 @@ Record = Mapping[str, Any]
 """What was measured on one item, as it stands in the journal: numbers, text, lists; `id` names the item."""
 RESAMPLES = 1000
 LEVEL = 0.95
+BLOCK = 1 << 22
+"""Draws that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Interval:
     """A value with its interval.
 
     Args:
-        value: on all records. low, high: of the interval; None where one cluster alone says nothing of spread.
+        value: on all records. low, high: of the interval; None where one cluster alone says nothing of spread, or a
+            bound is infinite.
         records, clusters: how many it rests on.
     """
 
@@ -95,14 +98,14 @@ def interval(metric: Metric, records: Sequence[Record], *, seed: int = 0, resamp
     value = float(metric.value(sums_CS.sum(0)))
     if len(sums_CS) < 2 or not np.isfinite(value):
         return Interval(value, None, None, len(records), len(sums_CS))
-    low, high = bounds(drawn(metric, records, seed=seed, resamples=resamples))
+    low, high = map(_number, bounds(drawn(metric, records, seed=seed, resamples=resamples)))
     return Interval(value, low, high, len(records), len(sums_CS))
 
 
 def drawn(metric: Metric, records: Sequence[Record], *, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """Return the metric of each resample, [R]; equal seeds draw the same clusters where records have the same."""
     sums_CS = _sums(metric, records, clusters_of(records))
-    return metric.value(_weights(len(sums_CS), seed, resamples) @ sums_CS)
+    return metric.value(*_resampled(seed, resamples, sums_CS))
 
 
 def difference(
@@ -132,9 +135,10 @@ def difference(
     value = float(metric.value(second_CS.sum(0)) - metric.value(first_CS.sum(0)))
     if count < 2 or not np.isfinite(value):
         return Difference(value, None, None, None, len(left), count)
-    weights_RC = _weights(count, seed, resamples)
-    drawn_R = metric.value(weights_RC @ second_CS) - metric.value(weights_RC @ first_CS)
-    low, high = bounds(drawn_R)
+    first_RS, second_RS = _resampled(seed, resamples, first_CS, second_CS)
+    with np.errstate(invalid="ignore"):
+        drawn_R = metric.value(second_RS) - metric.value(first_RS)
+    low, high = map(_number, bounds(drawn_R))
     return Difference(value, low, high, two_sided(drawn_R), len(left), count)
 
 
@@ -152,18 +156,27 @@ def _sums(metric: Metric, records: Sequence[Record], clusters: Sequence[str]) ->
     return sums_CS
 
 
-def _weights(clusters: int, seed: int, resamples: int) -> np.ndarray:
-    """Return how often each resample draws each cluster, float64 [R, C]; the same under every numpy."""
-    bits = Stream(seed, ("bootstrap",)).generator().bit_generator
-    drawn_RC = bits.random_raw(resamples * clusters).reshape(resamples, clusters) % clusters
-    weights_RC = np.zeros((resamples, clusters))
-    np.add.at(weights_RC, (np.arange(resamples)[:, None], drawn_RC), 1.0)
-    return weights_RC
+def _resampled(seed: int, resamples: int, *sums_CS: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the sums of each resample, [R, S], of all by the same draws; the same under every numpy."""
+    bits, clusters = Stream(seed, ("bootstrap",)).generator().bit_generator, len(sums_CS[0])
+    parts = []
+    for start in range(0, resamples, step := max(BLOCK // clusters, 1)):
+        rows = min(step, resamples - start)
+        drawn_RC = (bits.random_raw(rows * clusters) % clusters).astype(np.int64).reshape(rows, clusters)
+        drawn_RC += np.arange(rows)[:, None] * clusters
+        times_RC = np.bincount(drawn_RC.ravel(), minlength=rows * clusters).reshape(rows, clusters).astype(np.float64)
+        parts.append([times_RC @ own_CS for own_CS in sums_CS])
+    return tuple(np.concatenate(own) for own in zip(*parts, strict=True))
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def bounds(drawn_R: np.ndarray) -> tuple[float, float]:
     """Return the interval that holds `LEVEL` of what was drawn."""
-    low, high = np.nanquantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    with np.errstate(invalid="ignore"):  # between infinities
+        low, high = np.nanquantile(drawn_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
