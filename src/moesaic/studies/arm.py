@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from moesaic.experts.base import ExpertInit
@@ -13,6 +13,9 @@ from moesaic.training.recipe import Loss, Training
 from moesaic.training.stages import Stage
 
 Kind = Literal["dense", "published", "control", "recommended"]
+BUDGET = ("steps", "epochs", "batch_size", "accumulate", "seed", "held_out_tokens")
+RATES = ("learning_rate", "router_learning_rate", "down_learning_rate")
+"""Fields of `Training` that are no arm's own: what is the same for all, and what `Arm.rate` and its like multiply."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,8 @@ class Arm:
         losses: router losses. stages: who is frozen until when. teacher: of self-distillation; None: none.
         rate: times the study's learning rates, for what bears another order of them, such as adapters.
         router_rate, down_rate: times the learning rate, for routers and for the routed experts' last linears.
-        training: further fields of `Training` that are its own, such as `lora`.
+        training: further fields of `Training` that are its own, such as `lora`, but none of `BUDGET` and `RATES`; what
+            it names as `frozen` is frozen beside what the study freezes.
     """
 
     name: str
@@ -47,11 +51,17 @@ class Arm:
     def trained(self, budget: Training, rate: float) -> Training:
         """Return how it trains at a learning rate of the study's, within a budget that is the same for all."""
         own, rate = dict(self.training), self.rate * rate
+        own["frozen"] = (*budget.frozen, *own.get("frozen", ()))
         if self.experts is not None:
             own |= {"router_learning_rate": self.router_rate * rate, "down_learning_rate": self.down_rate * rate}
         if self.is_always_on:
             own["router_learning_rate"] = None  # its router stands still
         return replace(budget, learning_rate=rate, **own)
+
+    def foreign(self) -> list[str]:
+        """Return what it names in `training` that is not its own to set."""
+        known = {item.name for item in fields(Training)} - {*BUDGET, *RATES}
+        return [name for name, _ in self.training if name not in known]
 
     @property
     def is_always_on(self) -> bool:

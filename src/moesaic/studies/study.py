@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +11,15 @@ from typing import Any, Protocol
 
 from moesaic.errors import StudyError, brief
 from moesaic.evaluation import EvaluationTask
+from moesaic.spec import Layers
 from moesaic.studies.arm import Arm
 from moesaic.training.recipe import Recipe, Training
 
 Say = Callable[[str], None]
+NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+"""Of an arm: it names a folder."""
+SEEDS = range(1 << 32)
+"""All that numpy and torch take."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Measure:
 class Bench(Protocol):
     """What a study trains and measures on: a frozen dataclass, which goes into the record.
 
-    A seed has a fold of its own, whose test rows share no source with its training rows.
+    A seed takes the fold `seed % folds`, whose test rows share no source with its training rows.
     """
 
     @property
@@ -82,7 +89,7 @@ class Study:
         budget: steps, batch and whatever else is the same for all.
         rates: peak learning rates that each arm tries; the one with the lowest held-out loss, mean over the seeds that
             it is tuned on, is the arm's in all seeds.
-        seeds: each with a fold of its own. tuning_seeds: how many of them, the first ones, rates are tried on.
+        seeds: each takes the next fold of the data. tuning_seeds: how many of them, the first ones, rates are tried on.
         layers: which layers become MoE in all arms.
         trains_below: how many layers right below the first of them train, and nothing else below it; None: everything.
         references: names of arms that every other is compared with, pair by pair.
@@ -101,14 +108,19 @@ class Study:
     references: tuple[str, ...] = ("dense",)
 
     def __post_init__(self) -> None:
+        Layers(self.layers)  # which raises
         names = [arm.name for arm in self.arms]
+        odd = [name for name in names if not NAME.fullmatch(name)]
+        foreign = [f"{arm.name}: {name}" for arm in self.arms for name in arm.foreign()]
         rules = [
             ("arms", len(set(names)) == len(names) > 0, "at least one, each with a name of its own", names),
-            ("rates", len(self.rates) > 0 and min(self.rates) > 0, "one or more, above 0", self.rates),
-            ("seeds", len(set(self.seeds)) == len(self.seeds) > 0, "one or more, all different", self.seeds),
+            ("names of arms", not odd, "lower case letters, digits and hyphens", odd),
+            ("training of arms", not foreign, "fields of Training that are not the budget's or rates", foreign),
+            ("rates", _are_rates(self.rates), "one or more, finite, above 0, different in six digits", self.rates),
+            ("seeds", _are_seeds(self.seeds), "one or more, 0 to 2^32 - 1, all different", self.seeds),
             ("tuning_seeds", self.tuning_seeds > 0, "1 or more", self.tuning_seeds),
             ("references", set(self.references) <= set(names), f"among the arms {brief(names)}", self.references),
-            ("budget", self.budget.steps is not None, "a number of steps", self.budget.steps),
+            ("budget", (self.budget.steps or 0) > 0, "a number of steps, 1 or more", self.budget.steps),
         ]
         for what, fine, rule, got in rules:
             if not fine:
@@ -120,5 +132,22 @@ class Study:
         return self.seeds[: self.tuning_seeds]
 
     def arm(self, name: str) -> Arm:
-        """Return an arm by name."""
-        return next(arm for arm in self.arms if arm.name == name)
+        """Return an arm by name.
+
+        Raises:
+            StudyError: where there is none of this name.
+        """
+        for arm in self.arms:
+            if arm.name == name:
+                return arm
+        known = ", ".join(arm.name for arm in self.arms)
+        raise StudyError(f"study {self.name}: an arm must be one of {known}. Got '{name}'. Correct it.")
+
+
+def _are_rates(rates: tuple[float, ...]) -> bool:
+    """Whether they can be tried side by side: each has files of its own, named by six digits."""
+    return 0 < len(rates) == len({f"{rate:g}" for rate in rates}) and all(0 < rate < math.inf for rate in rates)
+
+
+def _are_seeds(seeds: tuple[int, ...]) -> bool:
+    return 0 < len(seeds) == len(set(seeds)) and all(seed in SEEDS for seed in seeds)

@@ -76,7 +76,7 @@ class SpeechBench:
         # What reads the frozen encoder, and what writes the vocabulary, would be a third of the cost of a step.
         layers = range(read_json(model / "config.json")["decoder_layers"])
         read = tuple(f"model.decoder.layers.{layer}.encoder_attn.{one}_proj" for layer in layers for one in "kv")
-        training = replace(training, frozen=("model.decoder.embed_tokens", *read))
+        training = replace(training, frozen=(*training.frozen, "model.decoder.embed_tokens", *read))
         made = speech_translation(model, data / ROWS, out, losses=(), stages=(), training=training)
         return replace(made, task=self.calibration(data))
 
