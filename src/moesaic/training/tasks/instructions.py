@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -122,17 +123,41 @@ def _messages(row: Row) -> list[dict[str, str]]:
 
 
 def tokenised(reader: TextReader, chat: list[dict[str, str]], name: str, group: int) -> Turns | None:
+    """Return a conversation's ids up to the window, or None where no response is left.
+
+    It is tokenised as a whole, as its prompt will be: many tokenizers begin every text with a space of their own. A
+    token in which a prompt ends and a response begins is the response's.
+    """
     templated = bool(reader.tokenizer.chat_template)
-    segments = list(_templated(reader.tokenizer, chat, name) if templated else _plain(chat))
+    segments = _templated(reader.tokenizer, chat, name) if templated else list(_plain(chat))
     prefix, _ = ([], None) if templated else reader.special()
-    parts = [(reader.ids(text), response) for text, response in segments]
     end = reader.tokenizer.eos_token_id
-    if not templated and end is not None:
-        parts.append(([end], True))
-    ids_T = np.array([*prefix, *(one for ids, _ in parts for one in ids)], np.int32)
-    response_T = np.array([False] * len(prefix) + [response for ids, response in parts for _ in ids])
+    suffix = [] if templated or end is None else [end]
+    ids, place_T = _placed(reader, [text for text, _ in segments])
+    said_T = np.array([response for _, response in segments])[place_T]
+    ids_T = np.array([*prefix, *ids, *suffix], np.int32)
+    response_T = np.array([*(False for _ in prefix), *said_T, *(True for _ in suffix)])
     cut = slice(None, reader.window)
     return Turns(ids_T[cut], response_T[cut], group) if response_T[cut][1:].any() else None
+
+
+def _placed(reader: TextReader, texts: Sequence[str]) -> tuple[list[int], np.ndarray]:
+    """Return the ids of texts that follow each other, and the index [T] of the text in which each token ends."""
+    from transformers import PreTrainedTokenizerFast  # noqa: PLC0415  # seconds of import
+
+    whole, ends = "".join(texts), np.cumsum([len(text) for text in texts])
+    if isinstance(reader.tokenizer, PreTrainedTokenizerFast):  # others know no places
+        found = reader.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ends_T = np.array([end for _, end in found["offset_mapping"]], int)
+        return found["input_ids"], np.searchsorted(ends, ends_T).clip(max=len(texts) - 1)
+    ids = reader.ids(whole)
+    known = [_alike(ids, reader.ids(whole[:end])) for end in ends[:-1]]
+    return ids, np.searchsorted(sorted(known), np.arange(len(ids)), side="right")
+
+
+def _alike(ids: Sequence[int], others: Sequence[int]) -> int:
+    """Return how many tokens are the same from the start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(ids, others, strict=False)))
 
 
 def _plain(chat: Sequence[Mapping[str, str]]) -> Iterator[Segment]:
@@ -141,24 +166,28 @@ def _plain(chat: Sequence[Mapping[str, str]]) -> Iterator[Segment]:
         yield message["content"] if response else message["content"] + "\n", response
 
 
-def _templated(tokenizer: Any, chat: list[dict[str, str]], name: str) -> Iterator[Segment]:
-    """Yield what the template writes, cut where responses begin and end.
+def _templated(tokenizer: Any, chat: list[dict[str, str]], name: str) -> list[Segment]:
+    """Return what the template writes, cut where responses begin and end.
 
     Templates that rewrite earlier turns (they drop reasoning) let the last response alone be found.
     """
+    found: list[Segment] = []
     said = ""
     for place in [n for n, message in enumerate(chat) if message["role"] == "assistant"]:
         before = _written(tokenizer, chat[:place], name, prompting=True)
         after = _written(tokenizer, chat[: place + 1], name, prompting=False)
-        if before.startswith(said) and after.startswith(before):
-            yield before[len(said) :], False
-            yield after[len(before) :], True
-            said = after
+        if not after.startswith(before):
+            continue
+        if not before.startswith(said):
+            found, said = [], ""
+        found += [(before[len(said) :], False), (after[len(before) :], True)]
+        said = after
     if not said:
         raise TrainingError(
             f"{name}: the tokenizer's chat template must write a response behind its prompt. It does not. "
             "Give prompt and response to a tokenizer without a template."
         )
+    return found
 
 
 def _written(tokenizer: Any, chat: list[dict[str, str]], name: str, *, prompting: bool) -> str:
