@@ -130,6 +130,21 @@ def test_windows_know_their_group(models: Path) -> None:
     assert GROUPS not in batch(Text(pico.texts(), window=8).prepare(models / "llama", 0), 2)
 
 
+def test_a_batch_without_groups_has_them_where_the_data_have(models: Path) -> None:
+    """Losses with priors need the group of each token, if only to hear that it is in none."""
+    rows = [{"text": pico.text(20, n), "label": "a" if n == 9 else None} for n in range(12)]
+    talks = [{"prompt": row["text"], "response": row["text"], "label": row["label"]} for row in rows]
+    pairs = [{**row, "image": pico.picture(n)} for n, row in enumerate(rows)]
+    for name, task in (
+        ("llama", Text(rows, window=8, held_out=0)),
+        ("llama", Instructions(talks, held_out=0)),
+        ("clip", Contrastive(pairs, held_out=0)),
+    ):
+        prepared = task.prepare(models / name, 0)
+        without = [one for one in prepared.train if one.group == -1][:4]
+        assert prepared.collate(without)[GROUPS].tolist() == [-1] * 4
+
+
 def test_documents_for_validation_are_held_out_and_all_others_trained_on(models: Path) -> None:
     rows = rows_of_text(40)
     own = [*rows[30:], {"text": pico.text(9, 99), "label": "z"}]
@@ -572,7 +587,12 @@ def refusals() -> list[tuple[str, Callable[[Path], Any], str, str]]:
         ("clip", lambda _: Contrastive(pairs[:1]), "two pairs or more", "one pair"),
         ("bert", lambda _: Contrastive(pairs), "have a contrastive loss. Got BertModel", "clip class"),
         ("vit", lambda _: Classification(pairs), "Got none for 3 of 3", "unlabelled"),
-        ("vit", lambda _: Classification([{**pairs[0], "label": "a"}]), "two classes or more. Got a", "one class"),
+        (
+            "vit",
+            lambda _: Classification([{**one, "label": "a"} for one in pairs]),
+            "two classes or more. Got a (3)",
+            "one class",
+        ),
         ("bert", lambda p: Classification(images(p)), "must have a ...ForImageClassification class", "family"),
     ]
 

@@ -78,7 +78,7 @@ def _check(table: Table, names: Sequence[str], labels: Sequence[int]) -> None:
             f"{len(labels)}:\n{listing(without, 5)}\nPut them into one folder a class."
         )
     if len(names) < 2:
-        got = ", ".join(f"{name} ({count})" for name, count in Counter(names).items())
+        got = ", ".join(f"{name} ({count})" for name, count in Counter(names[label] for label in labels).items())
         raise TrainingError(f"{table.name}: there must be two classes or more. Got {got}. Add images of another.")
 
 
@@ -92,4 +92,4 @@ class _Collate:
             examples = [Example(one.row.name, "image", 0, media=x) for one, x in zip(images, media, strict=True)]
             made = self.reader.feed(examples).inputs
         labels = [one.label for one in images]
-        return with_groups({"pixel_values": made["pixel_values"], "labels": torch.tensor(labels)}, labels)
+        return with_groups({"pixel_values": made["pixel_values"], "labels": torch.tensor(labels)}, labels, known=True)

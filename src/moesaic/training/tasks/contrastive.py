@@ -81,7 +81,7 @@ class Contrastive:
             model=model,
             train=[pairs[place] for place in parts.train],
             held_out=[pairs[place] for place in parts.held_out] or None,
-            collate=_Collate(readers["text"], readers["image"], full),
+            collate=_Collate(readers["text"], readers["image"], full, bool(names)),
             tokens=real_tokens,
             groups=names,
             save=saver(folder, model),
@@ -96,11 +96,17 @@ def _ids(reader: TextReader, text: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Collate:
-    """Makes batches. full: tokens that texts are filled up to without a mask, as in SigLIP; 0: the longest."""
+    """Makes batches.
+
+    Args:
+        full: tokens that texts are filled up to without a mask, as in SigLIP; 0: the longest.
+        grouped: whether the data have groups.
+    """
 
     text: TextReader
     image: ImageReader
     full: int
+    grouped: bool
 
     def __call__(self, pairs: Sequence[Pair]) -> dict[str, Any]:
         with as_training():
@@ -112,4 +118,4 @@ class _Collate:
         batch: dict[str, Any] = {"input_ids": ids_BT, "pixel_values": made["pixel_values"], "return_loss": True}
         if not self.full:
             batch["attention_mask"] = real_BT(rows)
-        return with_groups(batch, [one.group for one in pairs])
+        return with_groups(batch, [one.group for one in pairs], known=self.grouped)

@@ -89,7 +89,7 @@ class Instructions:
             model=model,
             train=train,
             held_out=held_out or None,
-            collate=_Collate(reader.pad),
+            collate=_Collate(reader.pad, bool(names)),
             tokens=real_tokens,
             groups=names,
             save=saver(folder, model),
@@ -206,10 +206,13 @@ def _written(tokenizer: Any, chat: list[dict[str, str]], name: str, *, prompting
 
 @dataclass(frozen=True)
 class _Collate:
+    """Makes batches. grouped: whether the data have groups."""
+
     pad: int
+    grouped: bool
 
     def __call__(self, rows: Sequence[Turns]) -> dict[str, Any]:
         ids = [one.ids_T for one in rows]
         labels = [np.where(one.response_T, one.ids_T, UNSEEN) for one in rows]
         batch = {"input_ids": padded_rows(ids, self.pad), "labels": padded_rows(labels, UNSEEN)}
-        return with_groups({**batch, "attention_mask": real_BT(ids)}, [one.group for one in rows])
+        return with_groups({**batch, "attention_mask": real_BT(ids)}, [one.group for one in rows], known=self.grouped)

@@ -130,6 +130,6 @@ def real_BT(rows: Sequence[Any]) -> torch.Tensor:
     return (torch.arange(int(lengths_B.max())) < lengths_B[:, None]).long()
 
 
-def with_groups(batch: dict[str, Any], groups: Sequence[int]) -> dict[str, Any]:
-    """Return a batch with the group of each row, where any has one."""
-    return batch if max(groups) < 0 else {**batch, GROUPS: torch.tensor(groups)}
+def with_groups(batch: dict[str, Any], groups: Sequence[int], *, known: bool) -> dict[str, Any]:
+    """Return a batch with the group of each row, -1 for none, where the data know any: not this batch alone."""
+    return {**batch, GROUPS: torch.tensor(groups)} if known else batch

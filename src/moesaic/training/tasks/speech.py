@@ -177,7 +177,7 @@ class Collate:
             "decoder_attention_mask": real_BT(inputs),
             "labels": padded_rows(labels, UNSEEN),
         }
-        return with_groups(made, [one.group for one in rows])
+        return with_groups(made, [one.group for one in rows], known=True)
 
     def _heard(self, rows: Sequence[Spoken]) -> dict[str, Any]:
         """Return what the encoder reads of recordings."""

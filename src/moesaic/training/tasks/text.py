@@ -92,7 +92,7 @@ class Text:
             model=model,
             train=rows,
             held_out=list(_alone(held, reader.window)) or None,
-            collate=_Collate(reader.pad, separates_documents(model)),
+            collate=_Collate(reader.pad, separates_documents(model), bool(groups)),
             tokens=real_tokens,
             groups=groups,
             save=saver(folder, model),
@@ -163,10 +163,11 @@ def _alone(documents: Sequence[tuple[np.ndarray, int]], window: int) -> Iterator
 
 @dataclass(frozen=True)
 class _Collate:
-    """Makes batches. separate: whether the model takes positions that keep documents apart."""
+    """Makes batches. separate: whether the model takes positions that keep documents apart. grouped: as the data."""
 
     pad: int
     separate: bool
+    grouped: bool
 
     def __call__(self, windows: Sequence[Window]) -> dict[str, Any]:
         rows = [one.ids_T for one in windows]
@@ -176,7 +177,7 @@ class _Collate:
             batch["attention_mask"] = real_BT(rows)
         elif self.separate:  # transformers does it where no cache and no mask is given
             batch |= {"position_ids": torch.stack([_positions(one.first_T) for one in windows]), "use_cache": False}
-        return with_groups(batch, [one.group for one in windows])
+        return with_groups(batch, [one.group for one in windows], known=self.grouped)
 
 
 def _positions(first_T: np.ndarray) -> torch.Tensor:
