@@ -170,6 +170,33 @@ def mine(model, data, out, *, words: int = 3, fast: bool = False, training=Train
     assert "of each line." in out
 
 
+def test_what_an_own_recipe_does_not_take_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        """
+from pathlib import Path
+
+from moesaic.training.recipe import Recipe
+
+
+def small(model, data, out, *, window: int = 16, losses=()):
+    return Recipe((data, window), model, Path(out), tuple(losses))
+
+
+def untyped(model, data, out, *, window=16):
+    return Recipe((data, window), model, Path(out))
+"""
+    )
+    small = f"{tmp_path}/own.py:small"
+    assert made("--window", "5", "--losses", "dpsl", recipe=small).losses == (Dpsl(),)
+    for words in ("--steps 7", "--learning-rate 1", "--stages two_stages", "--eesd", "--parent dense"):
+        assert f"every option must exist. Got '{words.split()[0]}'." in refused(*words.split(), recipe=small)
+    code, out, _ = said(small, "--help")
+    assert code == 0
+    assert "--losses" in out
+    assert not re.findall("--steps|--stages|--eesd|--parent", out)
+    assert "each option must have a type. Got none for window." in refused(recipe=f"{tmp_path}/own.py:untyped")
+
+
 def test_the_command_lines_of_the_docs_are_understood() -> None:
     text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
     lines = re.findall(r"^moesaic train (.*)$", text, re.MULTILINE)

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
@@ -23,8 +23,8 @@ from moesaic.training import stages as schedules
 from moesaic.training.recipe import Loss, Recipe, Training
 from moesaic.training.stages import Stage
 
-OWN = ("losses", "stages", "teacher", "training", "parent")
-"""What every recipe takes, and the command line writes in a form of its own."""
+OWN = ("losses", "stages", "teacher", "training")
+"""What the command line writes in a form of its own, where a recipe takes it."""
 NONE = "none"
 
 
@@ -38,8 +38,6 @@ class TrainOptions:
     """A file or folder."""
     out: Path = tyro.MISSING
     """Folder of the run."""
-    parent: Optional[str] = None
-    """The dense model that KL is measured to; if left out, the one that the MoE was made from."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Continue an interrupted run from its last checkpoint."""
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -85,21 +83,23 @@ def parse_train(args: list[str]) -> TrainCommand:
     name, rest = args[0], args[1:]
     function = _recipe(name)
     defaults = {key: item.default for key, item in inspect.signature(function).parameters.items()}
-    rest, losses = _losses(rest, defaults.get("losses", ()))
-    rest, stages = _stages(rest, defaults.get("stages", ()))
-    rest, teacher = _teacher(rest)
+    rest, losses = _losses(rest, defaults["losses"]) if "losses" in defaults else (rest, [])
+    rest, stages = _stages(rest, defaults["stages"]) if "stages" in defaults else (rest, [])
+    rest, teacher = _teacher(rest) if "teacher" in defaults else (rest, [])
     parts = [*losses, *stages, *teacher]
     options: Any = parsed(_record(name, function, parts), f"train {name}", rest)
     given: dict[str, Any] = {key: getattr(options, key) for key in _own_fields(function)}
-    if losses or "losses" in defaults:
+    if "losses" in defaults:
         given["losses"] = tuple(part.made(options) for part in losses)
-    given["stages"] = _made_stages(stages, options, args, defaults.get("stages", ()))
+    if "stages" in defaults:
+        given["stages"] = _made_stages(stages, options, args, defaults["stages"])
     if teacher:
         given["teacher"] = teacher[0].made(options)
-    training = {item.name: getattr(options, item.name) for item in dataclasses.fields(Training)}
-    given |= {"training": Training(**training), "parent": options.parent}
-    known = {key: value for key, value in given.items() if key in defaults}
-    made = function(options.model, options.data, options.out, **known)
+    if "training" in defaults:
+        given["training"] = Training(
+            **{item.name: getattr(options, item.name) for item in dataclasses.fields(Training)}
+        )
+    made = function(options.model, options.data, options.out, **given)
     return TrainCommand(made, options.resume, options.overwrite, options.adjust, options.json)
 
 
@@ -209,19 +209,24 @@ def _record(name: str, function: Callable[..., Any], parts: Sequence[_Part]) -> 
     text = inspect.getdoc(function) or ""
     own, items = _own_fields(function), inspect.signature(function).parameters
     hints = get_type_hints(function, localns={"EnsembleTeacher": Any})
+    if bare := [key for key in own if key not in hints]:
+        raise UsageError(
+            f"{name}: each option must have a type. Got none for {bare[0]}. Write `{bare[0]}: int = ...` or the like."
+        )
     helps = explained(text, items)
     fields = [(key, hints[key], item.default, helps.get(key, "")) for key, item in own.items()]
-    training = items.get("training")
-    start = training.default if training is not None and isinstance(training.default, Training) else Training()
-    kinds, said = get_type_hints(Training), explained(Training.__doc__ or "", vars(start))
-    fields += [(key, kinds[key], value, said.get(key, "")) for key, value in vars(start).items()]
+    if "training" in items:
+        start = items["training"].default if isinstance(items["training"].default, Training) else Training()
+        kinds, said = get_type_hints(Training), explained(Training.__doc__ or "", vars(start))
+        fields += [(key, kinds[key], value, said.get(key, "")) for key, value in vars(start).items()]
     nested = [(part.name, part.record, dataclasses.field(default_factory=part.record)) for part in parts]
     flat = [field(*item) for item in fields]
     made = dataclasses.make_dataclass(name, [*flat, *nested], bases=(TrainOptions,), frozen=True, kw_only=True)
     body = text.partition("\nArgs:")[0].strip()
-    made.__doc__ = (
-        f"{body}\n\n--losses NAME,NAME chooses among {', '.join(known_losses())} or none, --stages NAME among "
-        f"{', '.join(known_schedules())} or none, and --eesd adds self-distillation; their fields follow as "
-        "--NAME.FIELD, --stages.FIELD and --eesd.FIELD."
-    )
+    words = {
+        "losses": f"--losses NAME,NAME chooses among {', '.join(known_losses())} or none, with fields --NAME.FIELD.",
+        "stages": f"--stages NAME chooses among {', '.join(known_schedules())} or none, with fields --stages.FIELD.",
+        "teacher": "--eesd adds self-distillation, with fields --eesd.FIELD.",
+    }
+    made.__doc__ = f"{body}\n\n{' '.join(said for key, said in words.items() if key in items)}".strip()
     return made
