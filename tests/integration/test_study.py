@@ -5,65 +5,24 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from tests.integration.calibrating import llama, text
+from tests.integration.studying import SPEC, Bench, numbers, tiny
 
 from moesaic.alone import alone
 from moesaic.checkpoints.journal import NAME as JOURNAL
 from moesaic.errors import StudyError
-from moesaic.evaluation.tasks.perplexity import Perplexity
-from moesaic.experts.norm_matched_gaussian import NormMatchedGaussian
 from moesaic.experts.spri import Spri
-from moesaic.recipes.continued_pretraining import continued_pretraining
-from moesaic.routers.zeros import Zeros
-from moesaic.spec import MoESpec
 from moesaic.studies import Arm, Measure, Study, study
 from moesaic.studies import cell as cells
-from moesaic.studies.arm import ALWAYS_ON
-from moesaic.studies.cell import Cell
-from moesaic.studies.result import by_seeds, collect
+from moesaic.studies.comparing import by_seeds
+from moesaic.studies.records import Cell
+from moesaic.studies.result import collect
 from moesaic.studies.tuning import best, tries
-from moesaic.training.recipe import Recipe, Training
-
-SPEC = MoESpec(num_experts=4, top_k=2, shared_expert=True)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Sentences of two kinds, another set in each fold."""
-
-    folds: ClassVar[int] = 3
-
-    model: str
-
-    def data(self, fold: int, out: Path, say: Any) -> None:
-        for part, count in (("train", 40), ("test", 12)):
-            (out / part).mkdir(parents=True)
-            rows = [{"text": text(20, 1000 * fold + 100 * len(part) + n), "label": "ab"[n % 2]} for n in range(count)]
-            (out / part / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def dense(self, out: Path, say: Any) -> Path:
-        return Path(self.model)
-
-    def upcycling(self) -> Mapping[str, Any]:
-        return {}
-
-    def calibration(self, data: Path) -> Any:
-        return data / "train"
-
-    def recipe(self, model: Path, data: Path, out: Path, training: Training) -> Recipe:
-        return continued_pretraining(
-            model, data / "train", out, window=16, held_out=0.2, losses=(), stages=(), training=training
-        )
-
-    def measures(self) -> tuple[Measure, ...]:
-        return (Measure(Perplexity(window=32, stride=16), "test", ("loss",), batch_size=4),)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -76,29 +35,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    model = llama(tmp_path_factory.mktemp("model") / "llama")
-    return Study(
-        name="tiny",
-        question="Does it run?",
-        bench=Bench(str(model)),
-        arms=(
-            Arm("dense", "as it is", "dense"),
-            Arm("spri", "blocks", "recommended", Spri(), spec=SPEC, router_rate=10.0, down_rate=4.0),
-            Arm(
-                "iso-flop",
-                "always on",
-                "control",
-                NormMatchedGaussian(),
-                Zeros(),
-                replace(SPEC, num_experts=2),
-                stages=ALWAYS_ON,
-            ),
-        ),
-        budget=Training(steps=3, batch_size=4, precision="float32", log_every=1),
-        rates=(1e-3, 1e-4),
-        seeds=(0, 1),
-        references=("dense", "iso-flop"),
-    )
+    return tiny(tmp_path_factory.mktemp("model") / "llama")
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +43,6 @@ def finished(made: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("study") / "out"
     study(made, out, command="moesaic study tiny")
     return out
-
-
-def numbers(out: Path) -> dict[str, Any]:
-    """Return what a study found, without times."""
-    found = json.loads((out / "result.json").read_text())
-    for row in found["rows"]:
-        for cell in row["cells"]:
-            for name in ("seconds", "cpu_seconds", "measuring_cpu_seconds"):
-                del cell[name]
-    return {key: found[key] for key in ("rows", "tuning", "missing")}
 
 
 def test_each_cell_has_the_budget_and_the_best_of_its_rates(made: Study, finished: Path) -> None:
@@ -189,14 +116,21 @@ def test_a_study_in_pieces_ends_in_the_same_numbers(
 ) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[2])  # workers import the bench's class
     out = tmp_path / "out"
-    first = study(made, out, only=("spri",))
+    first = study(made, out, only=("spri",), command="moesaic study tiny")
     assert first.missing == ("dense", "iso-flop")
-    cell = Cell("spri", 0, made.rates)
+    assert first.command == "moesaic study tiny --arms spri"
+    cell, other = Cell("spri", 0, made.rates), Cell("spri", 1, made.rates)
     cell.record(out, made.rates[1]).unlink()  # as if it had been killed before its last step
     halfway = cell.folder(out) / "moe.partial"  # and another time in its conversion
     halfway.mkdir()
     (halfway / JOURNAL).write_text("{")
-    study(made, out, workers=2, resume=True)
+    (cell.folder(out) / "moe").mkdir()  # and again while models were removed
+    (cell.folder(out) / f"run-{made.rates[1]:g}" / "model").mkdir(parents=True)
+    (other.folder(out) / f"run-{made.rates[0]:g}" / "model").mkdir(parents=True)  # of a cell that is finished
+    Cell("dense", 0, made.rates).folder(out).mkdir(parents=True)
+    Cell("dense", 0, made.rates).record(out, made.rates[0]).write_bytes(b"")  # and power went
+    assert study(made, out, workers=2, resume=True, command="moesaic study tiny").command == "moesaic study tiny"
+    assert not [place for place in out.glob("cells/*/*/*") if place.is_dir()]
     assert numbers(out) == numbers(finished)
 
 
@@ -228,6 +162,7 @@ def test_the_report_names_everything(made: Study, finished: Path) -> None:
     text = (finished / "result.md").read_text()
     assert "    moesaic study tiny\n" in text
     assert "torch 2" in text
+    assert "\n2 seeds on 2 folds; 3 steps of 4 examples for all;" in text
     for arm in made.arms:
         assert f"| {arm.name} |" in text or f"| **{arm.name}** |" in text
     assert "## Against dense" in text
@@ -242,7 +177,7 @@ def test_a_headline_that_is_no_metric_is_refused(made: Study, finished: Path) ->
 
     rule = r"^perplexity: a headline must be one of its metrics, loss, .* Got 'chrF2'\.$"
     with pytest.raises(StudyError, match=rule):
-        collect(replace(made, bench=Wrong("")), finished, {}, "")
+        collect(replace(made, bench=Wrong("")), finished, "")
 
 
 def test_another_study_does_not_go_on_in_the_folder(made: Study, finished: Path) -> None:
@@ -303,10 +238,12 @@ def test_what_the_end_needs_is_asked_for_at_the_beginning(
 
 def test_faults_are_told_after_all_else_is_finished(made: Study, tmp_path: Path) -> None:
     frozen = Arm("broken", "nothing that learns", "dense", training=(("frozen", ("",)),))
-    arms = (frozen, made.arms[0])
-    with pytest.raises(StudyError, match="1 of 2 did not:\n  - broken, seed 0: "):
-        study(replace(made, arms=arms, rates=(1e-3,), seeds=(0,), references=()), tmp_path / "out")
-    assert Cell("dense", 0, (1e-3,)).found(tmp_path / "out") is not None
+    some, out = replace(made, arms=(frozen, made.arms[0]), rates=(1e-3,), references=()), tmp_path / "out"
+    with pytest.raises(StudyError, match=r"1 did not:\n  - broken, seed 0: rate 0.001: .* All are frozen"):
+        study(some, out, command="moesaic study tiny")
+    assert [row["arm"] for row in numbers(out)["rows"]] == ["dense"]  # in both seeds
+    assert numbers(out)["missing"] == ["broken"]
+    assert json.loads((out / "result.json").read_text())["command"] == "moesaic study tiny --arms dense"
 
 
 def test_a_method_that_does_not_fit_is_told_at_once(made: Study, tmp_path: Path) -> None:
@@ -315,18 +252,3 @@ def test_a_method_that_does_not_fit_is_told_at_once(made: Study, tmp_path: Path)
     with pytest.raises(StudyError, match=r"must fit the model. 1 do not:\n  - misfit: "):
         study(replace(made, arms=(made.arms[0], misfit), references=()), tmp_path / "out")
     assert not (tmp_path / "out" / "cells").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "rule"),
-    [
-        ({"rates": ()}, "rates must be one or more"),
-        ({"tuning_seeds": 0}, "tuning_seeds must be 1 or more"),
-        ({"seeds": (1, 1)}, "seeds must be one or more, all different"),
-        ({"references": ("dens",)}, "references must be among"),
-        ({"budget": Training()}, "budget must be a number of steps"),
-    ],
-)
-def test_a_study_that_makes_no_sense_is_refused(made: Study, changes: dict[str, Any], rule: str) -> None:
-    with pytest.raises(StudyError, match=rule):
-        replace(made, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import resource
 import shutil
 import time
@@ -12,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.api import upcycle
-from moesaic.convert import Options, Writing
-from moesaic.errors import MoesaicError
+from moesaic.convert import Options
+from moesaic.errors import MoesaicError, StudyError, TrainingError
 from moesaic.evaluation import evaluate
 from moesaic.evaluation.intervals import drawn
 from moesaic.experts.base import ExpertInit
@@ -23,51 +24,24 @@ from moesaic.spec import Layers, LayerSpec, MoESpec
 from moesaic.studies.arm import Arm
 from moesaic.studies.below import below
 from moesaic.studies.looking import look
+from moesaic.studies.records import CELLS, Cell, divergence, read, versions
 from moesaic.studies.study import Measure, Study
-from moesaic.training.checkpointing import read_json, write_json
+from moesaic.training.checkpointing import write_json
 from moesaic.training.recipe import Recipe
 
-CELLS, DATA, DENSE = "cells", "data", "dense"
+DATA, DENSE, MODEL = "data", "dense", "moe"
+LATE = re.compile(r"must stay finite\. (At step (?!1 ).*) The step was not taken\.")
+"""What training says where numbers ceased to be finite once the weights had moved, so that the rate may be to blame."""
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What is run.
-
-    Args:
-        arm: name. seed: of model, order and fold.
-        rates: peak learning rates, each trained and measured by itself. On which of them an arm is compared, held-out
-            losses decide; what the others come to on test data tells how much hangs on that choice.
-    """
-
-    arm: str
-    seed: int
-    rates: tuple[float, ...]
-
-    def folder(self, out: Path) -> Path:
-        """Where it stands."""
-        return out / CELLS / self.arm / f"seed-{self.seed}"
-
-    def record(self, out: Path, rate: float) -> Path:
-        """The file of what came of a rate."""
-        return self.folder(out) / f"rate-{rate:g}.json"
-
-    def found(self, out: Path) -> dict[float, dict[str, Any]] | None:
-        """Return what came of each rate; None where some are still to be run."""
-        files = {rate: self.record(out, rate) for rate in self.rates}
-        return (
-            {rate: read_json(file) for rate, file in files.items()} if all(map(Path.is_file, files.values())) else None
-        )
-
-
 def run(study: Study, cell: Cell, out: Path, say: Say) -> None:
-    """Run what is missing of a cell; every rate leaves a file.
+    """Run what is missing of a cell; every rate leaves a file, one that diverges, too.
 
     Raises:
         MoesaicError: for every fault of methods, model or data.
     """
-    missing = [rate for rate in cell.rates if not cell.record(out, rate).is_file()]
+    missing = [rate for rate in cell.rates if read(cell.record(out, rate)) is None]
     if not missing:
         return
     folder = cell.folder(out)
@@ -75,14 +49,20 @@ def run(study: Study, cell: Cell, out: Path, say: Say) -> None:
     arm, data, dense = study.arm(cell.arm), data_of(study, cell.seed, out, say), dense_of(study, out, say)
     model = dense
     if arm.experts is not None:
-        model = _upcycled(study, arm, arm.experts, cell.seed, dense, data, folder / "moe")
+        model = _upcycled(study, arm, arm.experts, cell.seed, dense, data, folder / MODEL)
     trials = _Trials(study, arm, cell.seed, model, dense, data, folder, say)
     for rate in missing:
-        made = {"arm": cell.arm, "seed": cell.seed, **trials.train(rate), **trials.measured(rate)}
-        shutil.rmtree(trials.model_of(rate).parent)
-        if rate == missing[-1]:
-            shutil.rmtree(folder / "moe", ignore_errors=True)
+        made = {"arm": cell.arm, "seed": cell.seed, "rate": rate, **trials.tried(rate), "versions": versions()}
         write_json(cell.record(out, rate), made)
+        shutil.rmtree(trials.model_of(rate).parent, ignore_errors=True)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the models and runs of a cell, of which a killed process leaves whole ones, halves and remains."""
+    for pattern in (f"{MODEL}*", "run-*"):
+        for place in folder.glob(pattern):
+            shutil.rmtree(place)
 
 
 @dataclass(frozen=True)
@@ -101,13 +81,24 @@ class _Trials:
     def model_of(self, rate: float) -> Path:
         return self.folder / f"run-{rate:g}" / "model"
 
+    def tried(self, rate: float) -> dict[str, Any]:
+        """Train and measure at a rate; of one that diverges, return how."""
+        try:
+            trained = self.train(rate)
+            if how := divergence(trained):
+                return {"diverged": how}
+            return {**trained, **self.measured(rate)}
+        except MoesaicError as error:
+            if isinstance(error, TrainingError) and (late := LATE.search(str(error))):
+                return {"diverged": late[1]}
+            raise StudyError(f"rate {rate:g}: {error}") from error
+
     def train(self, rate: float) -> dict[str, Any]:
         """Run, and return what came of it."""
         began = time.monotonic(), _cpu()
         recipe = replace(self.recipe(rate), parent=str(self.dense))
         trained = train(recipe, overwrite=True, certify=False, say=self.say)
         return {
-            "rate": rate,
             "steps": trained.steps,
             "tokens": trained.tokens,
             "held_out": {"first": dict(trained.curve[0]), "last": dict(trained.curve[-1])},
@@ -122,8 +113,7 @@ class _Trials:
         seen = look(trained, self.recipe(rate))
         place = trained.parent
         measures = {
-            one.title: _measured(self.study, one, trained, self.data, place, self.seed)
-            for one in self.study.bench.measures()
+            one.title: _measured(self.study, one, trained, self.data, place) for one in self.study.bench.measures()
         }
         return {"look": seen, "measures": measures, "measuring_cpu_seconds": round(_cpu() - began, 1)}
 
@@ -155,11 +145,6 @@ def data_of(study: Study, seed: int, out: Path, say: Say) -> Path:
     return place
 
 
-def any_measured(out: Path) -> bool:
-    """Whether any rate of any cell of a study's folder has left its file."""
-    return any((out / CELLS).glob("*/*/rate-*.json"))
-
-
 def clear(out: Path) -> None:
     """Remove what the parts of a study have made in its folder, and nothing else."""
     for part in (CELLS, DATA, DENSE):
@@ -189,8 +174,6 @@ def dense_of(study: Study, out: Path, say: Say) -> Path:
 
 
 def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Path, data: Path, to: Path) -> Path:
-    if to.is_dir():  # whole, or it would not be there
-        return to
     made = upcycle(
         dense,
         to,
@@ -199,7 +182,6 @@ def _upcycled(study: Study, arm: Arm, experts: ExpertInit, seed: int, dense: Pat
         router=arm.router,
         seed=seed,
         certify=False,
-        writing=Writing(overwrite=True),  # what an interrupted conversion left
         data=study.bench.calibration(data) if _learns(arm) else None,
         **study.bench.upcycling(),
     )
@@ -212,8 +194,11 @@ def _learns(arm: Arm) -> bool:
     return any(method is not None and method.statistics(size) for method in (arm.experts, arm.router))
 
 
-def _measured(study: Study, measure: Measure, model: Path, data: Path, folder: Path, seed: int) -> dict[str, Any]:
-    """Evaluate; keep values, and what each resample of the items gave, to compare arms on the same items."""
+def _measured(study: Study, measure: Measure, model: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Evaluate; keep values, and what each resample of the items gave, to compare arms on the same items.
+
+    Equal items are drawn alike, of whatever arm and seed: two seeds tested on the same are not two samples of items.
+    """
     found = evaluate(
         model,
         measure.task,
@@ -224,10 +209,12 @@ def _measured(study: Study, measure: Measure, model: Path, data: Path, folder: P
         overwrite=True,
     )
     ids = "\n".join(str(row["id"]) for row in found.records)
+    items = hashlib.sha256(ids.encode()).hexdigest()[:16]
     return {
-        "items": hashlib.sha256(ids.encode()).hexdigest()[:16],
+        "items": items,
+        "drawn_by": "items",
         "scores": [score.to_json() for score in found.scores],
-        "draws": {one.name: _rounded(drawn(one, found.records, seed=seed)) for one in found.metrics},
+        "draws": {one.name: _rounded(drawn(one, found.records, seed=int(items, 16))) for one in found.metrics},
     }
 
 

@@ -47,7 +47,8 @@ def _forest(axes: Any, result: Result, measure: str, metric: str) -> None:
     rows = [row for row in result.rows if (measure, metric) in row.means][::-1]
     for place, row in enumerate(rows):
         kind, one = result.study.arm(row.arm).kind, row.means[measure, metric]
-        axes.plot([one.low, one.high], [place, place], color=COLOURS[kind], linewidth=2)
+        if one.low is not None and one.high is not None:
+            axes.plot([one.low, one.high], [place, place], color=COLOURS[kind], linewidth=2)
         axes.plot(list(one.seeds), [place] * len(one.seeds), ".", color=COLOURS[kind], alpha=0.4)
         axes.plot([mean(one.seeds)], [place], MARKERS[kind], color=COLOURS[kind])
     axes.set_yticks(range(len(rows)), [row.arm for row in rows])

@@ -1,55 +1,19 @@
-"""What came of a study: every cell, means over seeds with intervals, paired comparisons.
-
-Two intervals, because two things vary. By items: test items are resampled in each fold, all arms by the same draws, so
-a comparison is of the same items; seeds are taken as they are. By seeds: a t-test on the differences of the seeds, each
-with its own training and test fold, which tells what another seed would give; with three seeds it is a hard test.
-"""
+"""What came of a study: every cell, and each arm's means over seeds and differences from others."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moesaic.errors import StudyError
-from moesaic.evaluation.intervals import bounds, two_sided
-from moesaic.lazy import np
-from moesaic.studies.cell import Cell
+from moesaic.studies.comparing import Against, Mean, against_of, keys_of, mean_of, refuse_others, values_of
+from moesaic.studies.records import Cell, loss_of
 from moesaic.studies.study import Study
 from moesaic.studies.tuning import best, held_out, tries
 from moesaic.training.record import plain
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A metric of an arm: mean over seeds, interval by items, and the value of each seed."""
-
-    value: float
-    low: float
-    high: float
-    seeds: tuple[float, ...]
-
-    def text(self) -> str:
-        """Return value and interval as the tables have them."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
-
-
-@dataclass(frozen=True)
-class Against:
-    """An arm minus a reference.
-
-    Args:
-        value: mean over seeds. low, high, p: by items. seed_low, seed_high, seed_p: by seeds; None with one seed.
-    """
-
-    value: float
-    low: float
-    high: float
-    p: float
-    seed_low: float | None
-    seed_high: float | None
-    seed_p: float | None
 
 
 @dataclass(frozen=True)
@@ -75,9 +39,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Tried:
-    """What a learning rate came to: held-out loss, and the headline metrics on test data by (measure, metric)."""
+    """What a learning rate came to: held-out loss, and the headline metrics on test data by (measure, metric).
 
-    held_out: float
+    Where it diverged there are none.
+    """
+
+    held_out: float | None
     scores: Mapping[tuple[str, str], float]
 
 
@@ -89,6 +56,7 @@ class Result:
         rows: of arms with all seeds finished, in the study's order. missing: names of the others.
         signatures: how metrics were computed, by name. tuning: by arm and rate, the held-out loss by which rates are
             chosen and what the test data say at each; means over the seeds that are tuned on.
+        versions: of packages, all that cells were run by. command: that makes this result from nothing.
     """
 
     study: Study
@@ -114,14 +82,14 @@ class Result:
         return ["method", "lr", *(metric for _, metric in keys)], rows
 
     def to_json(self) -> dict[str, Any]:
-        """Return all but the draws."""
+        """Return all but the draws; None for numbers that are not finite."""
         rows = []
         for row in self.rows:
             means = {f"{a}/{b}": vars(one) for (a, b), one in row.means.items()}
             against = {f"{a}/{b} against {c}": vars(one) for (a, b, c), one in row.against.items()}
             slim = [_slim(cell) for cell in row.cells]
             rows.append({"arm": row.arm, "rate": row.rate, "means": means, "against": against, "cells": slim})
-        return {
+        made = {
             "command": self.command,
             "versions": dict(self.versions),
             "study": plain(self.study),
@@ -139,42 +107,42 @@ class Result:
             "rows": rows,
             "missing": list(self.missing),
         }
+        strict: dict[str, Any] = _strict(made)
+        return strict
 
 
-def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) -> Result:
+def collect(study: Study, out: Path, command: str) -> Result:
     """Read the finished cells of a study.
+
+    Args:
+        command: by which all its arms are run; those of the result are added to it where they are fewer.
 
     Raises:
         StudyError: where no arm is finished, or arms were measured on other items.
     """
     tried = {arm.name: made for arm in study.arms if (made := tries(study, arm.name, out))}
-    done = {name: _cells(study, name, best(made), out) for name, made in tried.items()}
+    rates = {name: rate for name, found in tried.items() if (rate := best(found)) is not None}
+    done = {name: _cells(study, name, rate, out) for name, rate in rates.items()}
     whole = {name: found for name, found in done.items() if len(found) == len(study.seeds)}
     if not whole:
         raise StudyError(f"{out}: some arm must be finished in all seeds. Got none. Run the study.")
-    _same_items(whole)
-    keys = _keys(next(iter(whole.values()))[0])
-    unknown = [
-        (one.title, name) for one in study.bench.measures() for name in one.headline if (one.title, name) not in keys
-    ]
-    if unknown:
-        known = ", ".join(name for title, name in keys if title == unknown[0][0])
-        raise StudyError(f"{unknown[0][0]}: a headline must be one of its metrics, {known}. Got '{unknown[0][1]}'.")
+    refuse_others(whole)
+    first = next(iter(whole.values()))[0]["measures"]
+    _check_headlines(study, first)
+    means = {name: {key: mean_of(found, *key) for key in keys_of(found)} for name, found in whole.items()}
     rows = []
     for name, found in whole.items():
-        means = {key: _mean(found, *key) for key in keys}
         against = {
-            (*key, reference): _against(found, whole[reference], *key)
+            (*key, reference): against_of(found, whole[reference], *key)
             for reference in study.references
             if reference != name and reference in whole
-            for key in keys
+            for key in means[name]
+            if key in means[reference]
         }
-        rows.append(Row(name, found[0]["rate"], tuple(found), means, against))
-    scores = [
-        (measure, score)
-        for measure, one in next(iter(whole.values()))[0]["measures"].items()
-        for score in one["scores"]
-    ]
+        rows.append(Row(name, rates[name], tuple(found), means[name], against))
+    scores = [(measure, score) for measure, one in first.items() for score in one["scores"]]
+    some = " --arms " + " ".join(whole) if command and len(whole) < len(study.arms) else ""
+    used = [cell for name in whole for cells in (whole[name], *tried[name].values()) for cell in cells]
     return Result(
         study,
         tuple(rows),
@@ -182,76 +150,40 @@ def collect(study: Study, out: Path, versions: Mapping[str, str], command: str) 
         {score["name"]: score["signature"] for _, score in scores if score["signature"]},
         {(measure, score["name"]): score["better"] for measure, score in scores},
         {name: {rate: _tried(study, cells) for rate, cells in tried[name].items()} for name in whole},
-        versions,
-        command,
+        _versions(used),
+        command + some,
     )
 
 
 def _cells(study: Study, arm: str, rate: float, out: Path) -> list[dict[str, Any]]:
-    """Return what came of a rate, by seed, as far as it is finished."""
+    """Return what came of a rate, by seed, as far as it is finished and did not diverge."""
     made = [Cell(arm, seed, (rate,)).found(out) for seed in study.seeds]
-    return [one[rate] for one in made if one is not None]
+    return [one[rate] for one in made if one is not None and loss_of(one[rate]) is not None]
+
+
+def _versions(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return every version of each package that cells were run by; none of cells that do not say."""
+    found: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for package, version in cell.get("versions", {}).items():
+            found.setdefault(package, {})[version] = None
+    return {package: " and ".join(known) for package, known in found.items()}
 
 
 def _tried(study: Study, cells: Sequence[Mapping[str, Any]]) -> Tried:
+    loss = held_out(tuple(cells))
+    known = keys_of(cells) if loss is not None else []
     keys = [(one.title, metric) for one in study.bench.measures() for metric in one.headline]
-    return Tried(held_out(tuple(cells)), {key: float(_values(cells, *key).mean()) for key in keys})
+    return Tried(loss, {key: float(values_of(cells, *key).mean()) for key in keys if key in known})
 
 
-def _keys(cell: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(measure, metric) for measure, one in cell["measures"].items() for metric in one["draws"]]
-
-
-def _same_items(whole: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    kinds = {
-        name: [[one["items"] for one in cell["measures"].values()] for cell in found] for name, found in whole.items()
-    }
-    first = next(iter(kinds.values()))
-    others = ", ".join(name for name, one in kinds.items() if one != first)
-    if others:
-        raise StudyError(f"study: all arms must be measured on the same items. {others} were not. Run them anew.")
-
-
-def _values(cells: Sequence[Mapping[str, Any]], measure: str, metric: str) -> np.ndarray:
-    """Return the metric on all records, of each seed."""
-    scores, key = [cell["measures"][measure]["scores"] for cell in cells], (metric, "")
-    return np.array([next(one["value"] for one in own if (one["name"], one["group"]) == key) for own in scores])
-
-
-def _draws(cells: Sequence[Mapping[str, Any]], measure: str, metric: str) -> np.ndarray:
-    """Return the mean over seeds of each resample, [R]; folds are resampled each for itself."""
-    draws_SR: np.ndarray = np.array([cell["measures"][measure]["draws"][metric] for cell in cells])
-    return np.asarray(draws_SR.mean(0))
-
-
-def _mean(cells: Sequence[Mapping[str, Any]], measure: str, metric: str) -> Mean:
-    values = _values(cells, measure, metric)
-    return Mean(float(values.mean()), *bounds(_draws(cells, measure, metric)), tuple(values.tolist()))
-
-
-def _against(
-    cells: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]], measure: str, metric: str
-) -> Against:
-    apart = _values(cells, measure, metric) - _values(reference, measure, metric)
-    drawn_R = _draws(cells, measure, metric) - _draws(reference, measure, metric)
-    return Against(float(apart.mean()), *bounds(drawn_R), two_sided(drawn_R), *by_seeds(apart))
-
-
-def by_seeds(apart: np.ndarray) -> tuple[float | None, float | None, float | None]:
-    """Return the 95 % interval of the mean of differences by Student's t, and the p of no difference; None of one.
-
-    >>> by_seeds(np.array([1.0, 1.0, 1.0]))
-    (1.0, 1.0, 0.0)
-    """
-    if len(apart) < 2:
-        return None, None, None
-    from scipy.stats import t  # type: ignore[import-untyped]  # noqa: PLC0415  # half a second of import
-
-    mean, error = float(apart.mean()), float(apart.std(ddof=1)) / len(apart) ** 0.5
-    if error == 0:
-        return mean, mean, 0.0 if mean else 1.0
-    reach = float(t.ppf(0.975, len(apart) - 1)) * error
-    return mean - reach, mean + reach, float(2 * t.sf(abs(mean) / error, len(apart) - 1))
+def _check_headlines(study: Study, measures: Mapping[str, Any]) -> None:
+    for one in study.bench.measures():
+        for name in one.headline:
+            if name not in (known := measures[one.title]["draws"]):
+                raise StudyError(
+                    f"{one.title}: a headline must be one of its metrics, {', '.join(known)}. Got '{name}'."
+                )
 
 
 def _slim(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -261,3 +193,12 @@ def _slim(cell: Mapping[str, Any]) -> dict[str, Any]:
         for name, one in cell.get("measures", {}).items()
     }
     return {**cell, "measures": measures}
+
+
+def _strict(value: Any) -> Any:
+    """Return a value with None for numbers that are not finite, which JSON has not."""
+    if isinstance(value, dict):
+        return {key: _strict(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from moesaic.studies.cell import Cell
+from moesaic.studies.records import Cell, loss_of
 from moesaic.studies.study import Study
 
 Tries = Mapping[float, tuple[Mapping[str, Any], ...]]
@@ -21,11 +21,13 @@ def tries(study: Study, arm: str, out: Path) -> Tries | None:
     return {rate: tuple(one[rate] for one in whole) for rate in study.rates} if len(whole) == len(found) else None
 
 
-def held_out(tried: tuple[Mapping[str, Any], ...]) -> float:
-    """Return the held-out loss at the end of training, mean over seeds."""
-    return mean(float(one["held_out"]["last"]["eval/loss"]) for one in tried)
+def held_out(tried: tuple[Mapping[str, Any], ...]) -> float | None:
+    """Return the held-out loss at the end of training, mean over seeds; None where it diverged on one of them."""
+    losses = [loss for one in tried if (loss := loss_of(one)) is not None]
+    return mean(losses) if len(losses) == len(tried) else None
 
 
-def best(found: Tries) -> float:
-    """Return the rate with the lowest held-out loss; of equals, the first tried."""
-    return min(found, key=lambda rate: held_out(found[rate]))
+def best(found: Tries) -> float | None:
+    """Return the rate with the lowest held-out loss; of equals, the first tried; None where all diverged."""
+    losses = {rate: loss for rate, tried in found.items() if (loss := held_out(tried)) is not None}
+    return min(losses, key=lambda rate: losses[rate], default=None)

@@ -9,24 +9,28 @@ from statistics import mean
 from typing import Any
 
 from moesaic.studies.arm import Arm
+from moesaic.studies.comparing import Against
 from moesaic.studies.plots import draw
-from moesaic.studies.result import Against, Result, Row, Tried
+from moesaic.studies.result import Result, Row, Tried
 
 JSON, MARKDOWN = "result.json", "result.md"
 
 
 def write(result: Result, out: Path) -> None:
-    """Write result.json, result.md and plots/*.png into the study's folder."""
-    text = json.dumps(result.to_json(), indent=1, ensure_ascii=False)
-    (out / JSON).write_text(text + "\n", encoding="utf-8")
-    (out / MARKDOWN).write_text(markdown(result, draw(result, out / "plots")), encoding="utf-8")
+    """Write result.json, result.md and plots/*.png into the study's folder, the two of one result."""
+    numbers = json.dumps(result.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    texts = {JSON: numbers + "\n", MARKDOWN: markdown(result, draw(result, out / "plots"))}
+    for name, text in texts.items():
+        (out / f"{name}.partial").write_text(text, encoding="utf-8")
+    for name in texts:
+        (out / f"{name}.partial").replace(out / name)
 
 
 def markdown(result: Result, pictures: list[str]) -> str:
     """Return the report: scores, comparisons, what stands beside them, and how to make it again."""
     study = result.study
     budget = (
-        f"{len(study.seeds)} seeds, each with a fold of its own; {study.budget.steps:,} steps of "
+        f"{_folds(result)}; {study.budget.steps:,} steps of "
         f"{study.budget.batch_size * study.budget.accumulate} examples for all; learning rate from "
         f"{', '.join(f'{rate:g}' for rate in study.rates)} by held-out loss on {_seeds(study.tuned_on)}; MoE layers: "
         f"{study.layers}."
@@ -141,7 +145,7 @@ def _name(result: Result, key: tuple[str, str]) -> str:
 
 
 def _how(result: Result) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items())
+    versions = ", ".join(f"{name} {version}" for name, version in result.versions.items()) or "versions unknown"
     seeds = ", ".join(map(str, result.study.seeds))
     lines = [f"    {result.command}" if result.command else "", f"{versions}; seeds {seeds}."]
     lines += [f"{name}: `{signature}`." for name, signature in result.signatures.items()]
@@ -153,15 +157,32 @@ def _by_rate(result: Result) -> Iterator[str]:
     """Yield a table of what every learning rate came to: the loss that it is chosen by, then each headline metric."""
     seeds, head = _seeds(result.study.tuned_on), ["method", *(f"{rate:g}" for rate in result.study.rates)]
 
-    def table(value: Callable[[Tried], float]) -> str:
-        rows = [[arm, *(f"{value(one):.4f}" for one in found.values())] for arm, found in result.tuning.items()]
+    def table(value: Callable[[Tried], float | None]) -> str:
+        rows = [[arm, *(_tried(one, value(one)) for one in found.values())] for arm, found in result.tuning.items()]
         return _table(head, rows)
 
     yield f"Held-out loss by learning rate, by which it is chosen; {seeds}:"
     yield table(lambda one: one.held_out)
     for key in result.headline() if len(result.study.rates) > 1 else ():
         yield f"{_name(result, key)} by learning rate; {seeds}:"
-        yield table(lambda one, key=key: one.scores[key])  # type: ignore[misc]
+        yield table(lambda one, key=key: one.scores.get(key))  # type: ignore[misc]
+
+
+def _tried(one: Tried, value: float | None) -> str:
+    if one.held_out is None:
+        return "diverged"
+    return f"{value:.4f}" if value is not None else ""
+
+
+def _folds(result: Result) -> str:
+    """Say how many seeds there are, and on how many folds, which are told by their test items."""
+    tested = [[one["items"] for one in measures.values()] for measures in result.rows[0].of("measures")]
+    folds = len({tuple(items) for items in tested})
+    return f"{_count(len(tested), 'seed')} on {_count(folds, 'fold')}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -169,7 +190,9 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _against(one: Against) -> str:
-    text = f"{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}] p {_p(one.p)}"
+    text = f"{one.value:+.3f}"
+    if one.low is not None and one.high is not None and one.p is not None:
+        text += f" [{one.low:+.3f}, {one.high:+.3f}] p {_p(one.p)}"
     if one.seed_low is None or one.seed_high is None or one.seed_p is None:
         return text
     return f"{text}; [{one.seed_low:+.3f}, {one.seed_high:+.3f}] p {_p(one.seed_p)}"

@@ -1,0 +1,106 @@
+"""Cells one after the other, or side by side in workers that end with the process they work for."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from moesaic.errors import MoesaicError, StudyError, listing
+from moesaic.studies import cell as cells
+from moesaic.studies.files import load
+from moesaic.studies.records import Cell
+from moesaic.studies.study import Study
+
+Say = Callable[[str], None]
+
+
+def finished(
+    made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say
+) -> Iterator[tuple[Cell, str]]:
+    """Yield each cell when it is done, with what went wrong.
+
+    Args:
+        workers: cells at the same time, each with its share of the cores even where one cell is left: their number
+            decides the last bits of sums. source: as for `moesaic.studies.study`.
+
+    Raises:
+        StudyError: where a worker is killed.
+    """
+    if workers == 1:
+        for cell in missing:
+            say(f"{cell.arm}, seed {cell.seed}")
+            yield cell, _problem(made, cell, out, say)
+    elif missing:
+        yield from _side_by_side(made, missing, out, workers, source, say)
+
+
+def _side_by_side(
+    made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say
+) -> Iterator[tuple[Cell, str]]:
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    numbers = context.SimpleQueue()
+    for number in range(workers):
+        numbers.put(number)
+    threads = max((os.cpu_count() or 1) // workers, 1)
+    theirs, ours = context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(numbers, threads, theirs, source))
+    try:
+        running = {pool.submit(_problem, made, cell, out, _nothing): cell for cell in missing}
+        for future in as_completed(running):
+            cell = running[future]
+            if not (problem := future.result()):
+                say(f"{cell.arm}, seed {cell.seed}: done")
+            yield cell, problem
+        pool.shutdown()
+    except BrokenProcessPool:
+        left = [f"{cell.arm}, seed {cell.seed}" for cell in missing if cell.found(out) is None]
+        raise StudyError(
+            f"study {made.name}: its workers must not be killed. One was, most likely since memory ran out, before "
+            f"these were finished:\n{listing(left)}\nRepeat the command with --resume and fewer --workers: finished "
+            "cells are kept."
+        ) from None
+    finally:
+        ours.close()  # ends workers that still work
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(numbers: Any, threads: int, lifeline: Connection, source: Path | None) -> None:
+    """Give a worker its GPU, or its share of the cores, before torch is imported; and its end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is told to all, and is for the process that they work for
+    Thread(target=_end_with, args=(lifeline,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    number = numbers.get()
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)] if visible else str(number)
+    if source is not None:
+        load(source)
+
+
+def _end_with(lifeline: Connection) -> None:
+    """End this process at once when the other end is closed, be it because that process was killed."""
+    lifeline.poll(None)
+    os._exit(1)
+
+
+def _problem(made: Study, cell: Cell, out: Path, say: Say) -> str:
+    """Run a cell; return what went wrong, or an empty string."""
+    import torch  # noqa: PLC0415  # after the worker's environment is set
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    try:
+        cells.run(made, cell, out, say)
+    except (MoesaicError, ValueError) as error:
+        return str(error)
+    return ""
+
+
+def _nothing(_: str) -> None:
+    """Say nothing."""
