@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,35 @@ def test_the_study_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     how = ["--layers", "last:1", "--steps", "2", "--seeds", "0", "--rates", "1e-3"]
     assert run([*words, *how, "--out", str(out)]) == 0
     assert set(scores(out)) == {"dense", "spri-dpsl"}
+
+
+MINE = """
+from dataclasses import dataclass, replace
+from moesaic import studies
+from moesaic.studies.catalogue.languages import ListsBench
+
+@dataclass(frozen=True)
+class Mine(ListsBench):
+    train: int = 8
+
+def made(*, smoke):
+    return replace(studies.find("languages"), bench=Mine())
+"""
+
+
+def test_workers_know_the_classes_of_a_file_of_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = tmp_path / "my.study.py"
+    file.write_text(MINE)
+    (tmp_path / "json.py").write_text("raise AssertionError('this is not the json of Python')")
+    model, out = pico.llama(tmp_path / "llama"), tmp_path / "out"
+    words = ["study", f"{file}:made", "--model", str(model), "--data", str(labelled(tmp_path / "data"))]
+    how = ["--layers", "last:1", "--steps", "1", "--rates", "1e-3", "--arms", "dense", "--workers", "2"]
+    assert run([*words, *how, "--seeds", "0", "--out", str(out)]) == 0
+    assert set(scores(out)) == {"dense"}
+    again = json.loads((out / "result.json").read_text())["command"]
+    assert again.endswith("--workers 2 --seeds 0 --out " + str(out) + " --arms dense")
+    assert "\n1 seed on 1 fold;" in (out / "result.md").read_text()
 
 
 @pytest.mark.parametrize(

@@ -227,7 +227,7 @@ def demo(args: list[str]) -> None:
 
 def study(args: list[str]) -> None:
     """Compare methods under one budget."""
-    from moesaic.cli.options_study import chosen, parse_study  # noqa: PLC0415  # nor other commands for all methods
+    from moesaic.cli.options_study import chosen, parse_study, repeatable, source  # noqa: PLC0415  # nor other commands for all methods
 
     options = parse_study(args)
     made = chosen(options)
@@ -240,7 +240,8 @@ def study(args: list[str]) -> None:
             workers=options.workers,
             only=options.arms,
             resume=options.resume,
-            command=shlex.join(["moesaic", "study", *args]),
+            command=shlex.join(["moesaic", "study", *repeatable(args)]),
+            source=source(options),
             say=show.say,
             progress=bars,
         )

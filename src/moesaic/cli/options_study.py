@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional
@@ -39,7 +36,7 @@ class StudyOptions:
     arms: tuple[str, ...] = ()
     """Methods that are run now; all if left out. The others can follow in the same folder."""
     seeds: tuple[int, ...] = ()
-    """Seeds, each with a fold of its own; the study's if left out."""
+    """Seeds, each of which takes the next fold of the data (data of your own have one); the study's if left out."""
     rates: tuple[float, ...] = ()
     """Learning rates that each method tries; the study's if left out."""
     tuning_seeds: Optional[int] = None
@@ -80,25 +77,44 @@ def chosen(options: StudyOptions) -> Study:
         StudyError: where there is none of this name, or it can't be changed as asked.
     """
     from moesaic import studies  # noqa: PLC0415
+    from moesaic.studies.files import of_file  # noqa: PLC0415
 
-    path, _, function = options.study.rpartition(":")
-    own = path.endswith(".py")
-    made = (
-        _of_file(Path(path), function)(smoke=options.smoke) if own else studies.find(options.study, smoke=options.smoke)
-    )
+    file = source(options)
+    if file is None:
+        made = studies.find(options.study, smoke=options.smoke)
+    else:
+        made = of_file(file, options.study.rpartition(":")[2], smoke=options.smoke)
     changes: dict[str, Any] = {
         "bench": _changed(made.bench, {"model": options.model, "source": options.data}),
-        "seeds": options.seeds or made.seeds,
-        "rates": options.rates or made.rates,
-        "tuning_seeds": made.tuning_seeds if options.tuning_seeds is None else options.tuning_seeds,
-        "layers": options.layers or made.layers,
-        "budget": replace(
-            made.budget,
-            steps=options.steps or made.budget.steps,
-            precision=options.precision or made.budget.precision,
-        ),
+        "budget": replace(made.budget, **_given(options, "steps", "precision")),
+        **_given(options, "seeds", "rates", "tuning_seeds", "layers"),
     }
     return replace(made, **changes)
+
+
+def source(options: StudyOptions) -> Path | None:
+    """Return the file of the study; None where it is one of moesaic's."""
+    path = options.study.rpartition(":")[0]
+    return Path(path) if path.endswith(".py") else None
+
+
+def repeatable(args: list[str]) -> list[str]:
+    """Return a command line without --resume and --arms: what makes all of a study from nothing.
+
+    >>> repeatable(["languages", "--arms", "dense", "spri", "--resume", "--out", "x"])
+    ['languages', '--out', 'x']
+    """
+    kept, is_arm = [], False
+    for word in args:
+        is_arm = word.partition("=")[0] == "--arms" or (is_arm and not word.startswith("-"))
+        if not is_arm and word != "--resume":
+            kept.append(word)
+    return kept
+
+
+def _given(options: StudyOptions, *names: str) -> dict[str, Any]:
+    """Return the options that are given, by name."""
+    return {name: value for name in names if (value := getattr(options, name)) not in (None, ())}
 
 
 def _changed(bench: Any, given: dict[str, str | None]) -> Any:
@@ -110,15 +126,3 @@ def _changed(bench: Any, given: dict[str, str | None]) -> Any:
                 f"{type(bench).__name__}: its {key} must be a field to be changed. It has none. Leave it out."
             )
     return replace(bench, **wanted) if wanted else bench
-
-
-def _of_file(path: Path, function: str) -> Callable[..., Study]:
-    """Import a study of the user's own; by its name, so that workers can do the same."""
-    if not path.is_file():
-        raise StudyError(f"{path}: the file of the study must exist. Got no such file. Check the path.")
-    sys.path.insert(0, str(path.absolute().parent))
-    found = vars(importlib.import_module(path.stem)).get(function)
-    if not callable(found):
-        raise StudyError(f"{path}: it must have the function behind the colon. Got '{function}'. Write {path}:NAME.")
-    made: Callable[..., Study] = found
-    return made

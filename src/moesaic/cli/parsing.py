@@ -20,6 +20,8 @@ RULES = (
     (r"Error parsing (?P<what>--\S+): could not convert string to float: (?P<got>.*)", "a number"),
     (r"Error parsing (?P<what>--\S+): no type matching .*INT.* from \['(?P<got>.*)'\]\..*", "a whole number"),
     (r"Error parsing (?P<what>--\S+): no type matching .*FLOAT.* from \['(?P<got>.*)'\]\..*", "a number"),
+    (r"Error parsing (?P<what>--seeds): Could not find valid parse for arguments: \[(?P<got>.*)\]", "whole numbers"),
+    (r"Error parsing (?P<what>--rates): Could not find valid parse for arguments: \[(?P<got>.*)\]", "numbers"),
     (r"invalid choice (?P<got>.*) for argument '(?P<what>.*)'\. Expected one of \((?P<rule>.*)\)\.?", ""),
     (r"Missing value for argument '(?P<what>.*)'\..*(?P<got>)", "followed by a value"),
 )
