@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers import set_seed
 
 from moesaic.calibration.ranks import Ranks
 from moesaic.errors import TrainingError
+from moesaic.training.expected import run_ahead
 from moesaic.training.guard import Guard, Micro, finite
 
 
@@ -91,17 +95,42 @@ def test_it_names_a_term_of_the_objective() -> None:
         guard.check(torch.tensor(1.0), 1, Path("run"), Ranks(), lambda: terms)
 
 
-def test_a_run_again_draws_the_same_dropout() -> None:
+DRAWS: dict[str, Callable[[], float]] = {
+    "torch": lambda: torch.rand(()).item(),
+    "numpy": np.random.random,  # as SpecAugment does
+    "python": random.random,
+}
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_a_run_again_draws_the_same_dropout(draw: Callable[[], float]) -> None:
     """An overflow that only one dropout mask makes is found again."""
 
     class Brittle(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return x / (torch.rand(()) > 0.5).float()
+            return x / float(draw() > 0.5)
 
-    torch.manual_seed(3)
+    set_seed(3)
     found = [guarded(net(Brittle()), torch.randn(2, 4)) for _ in range(6)]
     assert all("the output of 1" in message for message in found if message)
     assert any(found)
+
+
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+def test_passes_run_ahead_leave_the_random_numbers_as_they_were(draw: Callable[[], float]) -> None:
+    drawn: list[float] = []
+
+    class Drawing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            drawn.append(draw())
+            return x
+
+    model, batches = Drawing(), [{"x": torch.ones(1)}] * 3
+    run_ahead(model, model, batches)
+    for one in batches:
+        model(**one)
+    assert drawn[:3] == drawn[3:]
+    assert len(set(drawn)) == 3
 
 
 def test_finite_looks_at_every_number() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from moesaic.errors import ObjectiveError
 from moesaic.lazy import torch
 from moesaic.training.gradients import Graded
+from moesaic.training.randomness import RandomState
 from moesaic.training.scaling import COUNT
 
 
@@ -70,11 +71,8 @@ def run_ahead(call: Any, model: torch.nn.Module, batches: Sequence[Mapping[str, 
 
 @contextmanager
 def _same_random_numbers() -> Iterator[None]:
-    state = torch.get_rng_state()
-    on_device = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    state = RandomState.taken()
     try:
         yield
     finally:
-        torch.set_rng_state(state)
-        if on_device:
-            torch.cuda.set_rng_state_all(on_device)
+        state.restore()

@@ -13,6 +13,7 @@ from moesaic.calibration.ranks import Ranks
 from moesaic.errors import TrainingError
 from moesaic.lazy import torch
 from moesaic.training.checkpointing import checkpoints
+from moesaic.training.randomness import RandomState
 from moesaic.training.shards import whole
 
 REMEDY = (
@@ -60,13 +61,13 @@ class Guard:
     forward: Callable[[Mapping[str, Any]], torch.Tensor]
     _micros: list[Micro] = field(default_factory=list)
     _loss: torch.Tensor | None = None
-    _random: tuple[Any, ...] = ()
+    _random: RandomState | None = None
 
     def begin(self, micros: Sequence[Micro]) -> None:
         """Begin a step."""
         self._micros = list(micros)
         self._loss = None
-        self._random = _random_state()
+        self._random = RandomState.taken()
 
     def add(self, loss: torch.Tensor) -> None:
         """Add the loss of a micro-batch."""
@@ -105,7 +106,8 @@ class Guard:
         gradients = [name for name, one in parameters.items() if one.grad is not None and not finite(one.grad)]
         bad = [name for name, one in parameters.items() if not finite(one)]
         values = [name for name, value in terms().items() if not math.isfinite(value)]
-        _restore(self._random)
+        if self._random is not None:
+            self._random.restore()
         seen = [self._seen(micro, ranks) for micro in self._micros]
         if bad:
             return Fault(0, f"the weight {bad[0]}, before the step")
@@ -165,13 +167,3 @@ def finite(tensor: torch.Tensor) -> bool:
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
     parts = output.values() if isinstance(output, Mapping) else output if isinstance(output, tuple | list) else [output]
     yield from (one for one in parts if isinstance(one, torch.Tensor) and one.is_floating_point())
-
-
-def _random_state() -> tuple[Any, ...]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-
-
-def _restore(state: tuple[Any, ...]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1]:
-        torch.cuda.set_rng_state_all(state[1])
