@@ -65,6 +65,14 @@ def test_every_argument_is_explained_and_reaches_the_recipe(name: str) -> None:
     assert (made.losses, made.stages, made.training, made.parent) == ((), (), how, "dense")
 
 
+def test_precision_is_of_the_speech_task_only_where_outputs_are_kept() -> None:
+    """Else a run that is gone on with in another precision would have another task, and be refused."""
+    find = recipes.find("speech_translation")
+    half, whole = Training(precision="bfloat16"), Training(precision="float32")
+    assert find("moe", "data", "run", training=half).task == find("moe", "data", "run", training=whole).task
+    assert find("moe", "data", "run", frozen_encoder=True, training=half).task.precision == "bfloat16"
+
+
 def test_recipes_import_nothing_heavy() -> None:
     line = "import sys; from moesaic import recipes; [recipes.find(name) for name in recipes.names()]; "
     done = subprocess.run(

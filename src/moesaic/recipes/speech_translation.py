@@ -54,5 +54,6 @@ def speech_translation(
     >>> speech_translation("moe", "data", "run").task.held_out
     0.05
     """
-    task = SpeechTranslation(data, asks, split_by, held_out, frozen_encoder, cut, training.precision)
+    kept = training.precision if frozen_encoder else "float32"  # the task's own: a run may go on with another
+    task = SpeechTranslation(data, asks, split_by, held_out, frozen_encoder, cut, kept)
     return Recipe(task, str(model), Path(out), tuple(losses), tuple(stages), teacher, training, parent)
