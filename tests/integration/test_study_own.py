@@ -46,11 +46,11 @@ def pictures(folder: Path, *, labels: bool = True) -> Path:
     return written(folder, row, (24, 6, 9))
 
 
-def labelled(folder: Path) -> Path:
-    """Write texts of two kinds."""
+def labelled(folder: Path, labels: str = "ab") -> Path:
+    """Write texts of some kinds."""
 
     def row(part: str, number: int) -> dict[str, Any]:
-        return {"text": pico.text(40, 100 * len(part) + number), "label": "ab"[number % 2]}
+        return {"text": pico.text(40, 100 * len(part) + number), "label": labels[number % len(labels)]}
 
     return written(folder, row, (24, 4, 6))
 
@@ -95,15 +95,19 @@ def test_the_language_studies_take_a_decoder_of_any_depth(tmp_path: Path, monkey
     assert set(frozen) == {("model.embed_tokens", "model.layers.0")}
 
 
-def test_the_study_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(tmp_path)
+@pytest.mark.parametrize(("name", "arms"), [("sized", ("dense", "recommended")), ("sharp", ("dense", "spri-dpsl"))])
+def test_the_studies_of_the_page_run(
+    name: str, arms: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
     page = (Path(__file__).parents[2] / "docs" / "studies.md").read_text()
-    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
-    model, out = pico.llama(tmp_path / "llama"), tmp_path / "out"
-    words = ["study", f"{tmp_path}/mine.py:sharp", "--model", str(model), "--data", str(labelled(tmp_path / "data"))]
-    how = ["--layers", "last:1", "--steps", "2", "--seeds", "0", "--rates", "1e-3"]
+    blocks = [block.partition("```")[0] for block in page.split("```python\n")[1:]]
+    (tmp_path / "page.py").write_text(next(block for block in blocks if f"def {name}(" in block))
+    model, out, data = pico.llama(tmp_path / "llama"), tmp_path / "out", labelled(tmp_path / "data", "abc")
+    words = ["study", f"{tmp_path}/page.py:{name}", "--model", str(model), "--data", str(data)]
+    how = ["--layers", "last:1", "--steps", "2", "--seeds", "0", "--rates", "1e-3", "--arms", *arms]
     assert run([*words, *how, "--out", str(out)]) == 0
-    assert set(scores(out)) == {"dense", "spri-dpsl"}
+    assert set(scores(out)) == set(arms)
 
 
 MINE = """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,11 +155,12 @@ def _run(
     missing = [cell for cell in wanted if cell.found(out) is None]
     progress(len(wanted) - len(missing))
     faults: list[str] = []
-    for cell, problem in finished(made, missing, out, workers, source, say):
-        if problem:
-            faults.append(f"{cell.arm}, seed {cell.seed}: {problem}")
-            say(faults[-1])
-        progress(1)
+    with closing(finished(made, missing, out, workers, source, say)) as done:
+        for cell, problem in done:
+            if problem:
+                faults.append(f"{cell.arm}, seed {cell.seed}: {problem}")
+                say(faults[-1])
+            progress(1)
     return faults
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
@@ -20,11 +20,11 @@ from moesaic.studies.records import Cell
 from moesaic.studies.study import Study
 
 Say = Callable[[str], None]
+Done = Generator[tuple[Cell, str], None, None]
+"""Cells as they are done, with what went wrong; closed early, it ends what still runs."""
 
 
-def finished(
-    made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say
-) -> Iterator[tuple[Cell, str]]:
+def finished(made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say) -> Done:
     """Yield each cell when it is done, with what went wrong.
 
     Args:
@@ -42,9 +42,7 @@ def finished(
         yield from _side_by_side(made, missing, out, workers, source, say)
 
 
-def _side_by_side(
-    made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say
-) -> Iterator[tuple[Cell, str]]:
+def _side_by_side(made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say) -> Done:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
     numbers = context.SimpleQueue()
     for number in range(workers):
