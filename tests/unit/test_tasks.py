@@ -567,6 +567,7 @@ def test_rows_of_datasets_with_class_labels(models: Path) -> None:
 
 def refusals() -> list[tuple[str, Callable[[Path], Any], str, str]]:
     pairs = [{"image": pico.picture(n), "text": "the fox"} for n in range(3)]
+    talk = {"prompt": "the fox", "response": "runs", "language": "en"}
     sound = {"audio": pico.recording(0.4), "text": "the fox", "language": "de"}
     return [
         ("llama", lambda p: Text(p / "none"), "must exist", "no file"),
@@ -577,6 +578,13 @@ def refusals() -> list[tuple[str, Callable[[Path], Any], str, str]]:
         ("llama", lambda _: Instructions([]), "must hold an example. Got none", "no rows"),
         ("llama", lambda _: Instructions([{"promt": "a", "response": "b"}]), "Did you mean 'promt'?", "misspelt"),
         ("llama", lambda _: Instructions([{"messages": [{"role": "user", "content": ""}]}]), "role assistant", "turns"),
+        (
+            "llama",
+            lambda _: Instructions([talk], groups="langage"),
+            "no row has a value; there are ['language', ",
+            "groups",
+        ),
+        ("clip", lambda _: Contrastive(pairs, groups="txet"), "Did you mean 'text'? Name one of them", "groups"),
         ("llama", lambda _: Instructions([{"text": "a"}]), "no 'messages' among ['text']", "columns"),
         ("whisper", lambda _: SpeechTranslation([{**sound, "language": None}]), "no 'language' among", "language"),
         ("whisper", lambda _: SpeechTranslation([{**sound, "audio": pico.recording(1.5)}]), "Got 1.5 s", "long"),

@@ -73,7 +73,7 @@ class Contrastive:
         parts = parted(table.column("part"), texts, self.held_out)
         if len(parts.train) < 2:
             raise TrainingError(f"{table.name}: there must be two pairs or more to compare. Got {len(parts.train)}.")
-        names, groups = table.groups(self.groups)
+        names, groups = table.groups_by(self.groups)
         ids = [_ids(readers["text"], text) for text in texts]
         pairs = [Pair(table[place], ids[place], groups[place]) for place in range(len(table))]
         full = readers["text"].window if model.config.model_type.startswith(("siglip", "moesaic_siglip")) else 0

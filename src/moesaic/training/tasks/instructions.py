@@ -74,7 +74,7 @@ class Instructions:
         table = open_table(self.data)
         chats = _conversations(table)
         reader: TextReader = readers_of(folder, model, self.window, "text")["text"]
-        names, groups = table.groups(self.groups)
+        names, groups = table.groups_by(self.groups)
         parts = split([str(chat) for chat in chats], self.held_out)
         train, held_out = (
             [turns for place in places if (turns := tokenised(reader, chats[place], table[place].name, groups[place]))]

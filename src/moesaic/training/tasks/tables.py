@@ -17,6 +17,8 @@ from moesaic.calibration.data.rows import item_of, undecoded
 from moesaic.errors import TrainingError, brief, did_you_mean, listing
 from moesaic.stats.labels import natural
 
+LABEL = "label"
+"""The column of groups unless another is asked for."""
 ROWS = (".jsonl", ".json", ".csv", ".tsv")
 
 
@@ -98,6 +100,21 @@ class Table:
         names = tuple(sorted({value for value in values if value is not None}, key=natural))
         index = {name: number for number, name in enumerate(names)}
         return names, [-1 if value is None else index[value] for value in values]
+
+    def groups_by(self, column: str) -> tuple[tuple[str, ...], list[int]]:
+        """Return the same of a column that was asked for; only the usual one may be missing.
+
+        Raises:
+            TrainingError: where no row has another one, naming the column that may have been meant.
+        """
+        found = self.groups(column)
+        if column not in ("", LABEL) and not found[0]:
+            columns = sorted({str(name) for place in range(len(self)) for name in self[place].values})
+            raise TrainingError(
+                f"{self.name}: groups must be a column that rows have. Got '{column}', where no row has a value; there "
+                f"are {brief(columns)}.{did_you_mean(column, columns)} Name one of them, or leave groups out."
+            )
+        return found
 
     def _group(self, value: Any) -> str | None:
         if isinstance(value, int) and self.names and value < len(self.names):
