@@ -24,6 +24,7 @@ from moesaic.errors import MoesaicError, TrainingError
 from moesaic.report.card import without_report
 from moesaic.training import settings
 from moesaic.training.checkpointing import checkpoints, read_json, write_json
+from moesaic.training.earlier import EARLIER, clear, forget, restore, set_aside
 from moesaic.training.logbook import NAME as LOG
 from moesaic.training.logbook import Logbook
 from moesaic.training.publishing import write_model
@@ -112,8 +113,9 @@ def train(
 
     Args:
         resume: go on with an interrupted run; of a finished one, say what came of it. overwrite: begin anew in the
-            folder of an earlier run. adjust: with resume, go on though learning rate, warm-up, weight decay, clip or
-            precision are others than before, as when numbers stopped being finite.
+            folder of an earlier run, which is kept until the new one has made a step. adjust: with resume, go on though
+            learning rate, warm-up, weight decay, clip or precision are others than before, as when numbers stopped
+            being finite.
         certify: compare with the dense parent at the end; the KL curve is measured all the same.
         say: told of what is amiss, and how it goes now and then. progress: told how far it is.
 
@@ -124,7 +126,7 @@ def train(
     settings.check(recipe)
     folder = resolve(recipe.model, progress=say if ranks.rank == 0 else None)
     source = DenseCheckpoint.open(folder)
-    out = recipe.out.expanduser().absolute()
+    out = recipe.out.expanduser().resolve()
     is_new = not out.exists()
     now = record(recipe, fingerprint(source), ranks.size)
     with ExitStack() as held:  # process 0 holds the folder for all
@@ -132,17 +134,31 @@ def train(
         _together(ranks, lambda: _settle(out, now, resume=resume, overwrite=overwrite, adjust=adjust))
         if (out / MODEL).is_dir():
             return _told(out)
-        parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
         from moesaic.training.run import Place, run  # noqa: PLC0415  # imports transformers
 
         try:
-            finished = run(recipe, Place(folder, parent, out, resume), ranks, say, progress)
+            parent = _parent(recipe, folder, say if ranks.rank == 0 else lambda _: None)
+            finished = run(recipe, Place(folder, parent, out, resume), ranks, say, _forgetting(out, progress))
         except (MoesaicError, ValueError):
             if ranks.rank == 0:
                 _withdraw(out, is_new)
             raise
+        finally:
+            if ranks.rank == 0:
+                restore(out)
         _publish(finished, source, parent if certify else None, out, ranks, say, progress)
     return _told(out)
+
+
+def _forgetting(out: Path, progress: Progress) -> Progress:
+    """Return a progress that removes the run which was set aside after the first step."""
+
+    def told(stage: str, done: int, total: int) -> None:
+        if done:
+            forget(out)
+        progress(stage, done, total)
+
+    return told
 
 
 def _together(ranks: Ranks, work: Callable[[], None]) -> None:
@@ -165,7 +181,8 @@ def _claim(out: Path, model: Path, held: ExitStack) -> None:
         )
     if out.exists() and not out.is_dir():
         raise TrainingError(f"{out}: out must be a folder. A file of that name exists. Choose another name.")
-    if out.is_dir() and not (out / NAME).is_file() and any(entry.name != LOCK for entry in out.iterdir()):
+    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
+    if NAME not in names and names - {LOCK, EARLIER}:
         raise TrainingError(
             f"{out}: out must be new, empty or an earlier run. It holds something else. Choose another."
         )
@@ -178,6 +195,7 @@ def _claim(out: Path, model: Path, held: ExitStack) -> None:
 
 def _settle(out: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool, adjust: bool) -> None:
     """Write the run's recipe.json, or make sure that its folder is the one to go on in."""
+    restore(out)
     ours = (out / NAME).is_file()
     if ours and resume:
         adjusted = check(out / NAME, now, adjust=adjust)
@@ -193,25 +211,15 @@ def _settle(out: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool,
             "to go on with it, or --overwrite to begin anew."
         )
     if ours:
-        _clear(out)
+        set_aside(out)
     write_json(out / NAME, now)
-
-
-def _clear(out: Path) -> None:
-    """Remove an earlier run; the file that says it is one goes last."""
-    for entry in out.iterdir():
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        elif entry.name not in (NAME, LOCK):
-            entry.unlink()
-    (out / NAME).unlink()
 
 
 def _withdraw(out: Path, is_new: bool) -> None:
     """Remove a run that failed before it learned anything, so that it is in nobody's way once its fault is mended."""
     if checkpoints(out) or any("loss" in row for row in Logbook(out / LOG, writes=False).rows()):
         return
-    _clear(out)
+    clear(out)
     if is_new:
         (out / LOCK).unlink()
         out.rmdir()
