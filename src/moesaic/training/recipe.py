@@ -76,10 +76,10 @@ class Training:
         down_learning_rate: that of the routed experts' last linears; None: the same. Where they start near zero they
             bear a higher one.
         frozen: modules that never train, by their path in the model (`model.encoder`).
-        schedule: after warm-up. warmup: share of the steps. weight_decay: of matrices.
+        schedule: after warm-up. warmup: share of the steps. weight_decay: of all but biases and norms.
         clip: norm to which gradients are clipped; 0: not at all.
         precision: of matrix products; weights and optimizer state stay float32.
-        seed: of order, dropout and whatever else is drawn.
+        seed: of order, dropout and whatever else is drawn; 0 to 2**32 - 1.
         log_every, evaluate_every, save_every: steps; 0: only at the end. keep: checkpoints kept.
         held_out_tokens: on which the held-out loss is taken, about.
         trackers: where scalars go beside log.jsonl: tensorboard, wandb, or another that accelerate knows.
