@@ -124,6 +124,11 @@ def train(
     """
     ranks = join()
     settings.check(recipe)
+    if adjust and not resume:
+        raise TrainingError(
+            "train: adjust must go with resume, whose values it changes. Got it alone. Pass --resume, too, or leave "
+            "--adjust out."
+        )
     folder = resolve(recipe.model, progress=say if ranks.rank == 0 else None)
     source = DenseCheckpoint.open(folder)
     out = recipe.out.expanduser().resolve()

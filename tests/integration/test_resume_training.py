@@ -176,6 +176,20 @@ def test_a_run_goes_on_with_a_lower_rate_where_that_is_asked_for(model: Path, tm
     train(recipe(model, tmp_path / "run", learning_rate=1e-9), resume=True)
 
 
+def test_adjusting_is_of_a_run_that_goes_on(model: Path, tmp_path: Path) -> None:
+    for overwrite in (False, True):
+        with pytest.raises(TrainingError, match="adjust must go with resume"):
+            train(recipe(model, tmp_path / "run"), adjust=True, overwrite=overwrite)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_single_step_trains(model: Path, tmp_path: Path) -> None:
+    """Warm-up, of at least a step where there is any, leaves it a rate above 0."""
+    made = train(recipe(model, tmp_path / "run", steps=1, warmup=0.02, stages=()))
+    before, after = (load_file(folder / "model.safetensors") for folder in (model, made.folder))
+    assert [name for name in before if torch.equal(before[name], after[name])] == []
+
+
 def test_another_model_is_not_resumed(model: Path, tmp_path: Path) -> None:
     stopped(model, tmp_path / "run", 4)
     torch.manual_seed(1)

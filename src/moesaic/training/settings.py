@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from moesaic.errors import TrainingError, listing
 from moesaic.lazy import torch
@@ -14,6 +15,29 @@ from moesaic.training.recipe import Prepared, Recipe, Training
 
 NEVER = 1 << 60
 """Of steps."""
+Range = tuple[Callable[[float], bool], str]
+ABOVE_0: Range = (lambda it: it > 0, "above 0")
+AT_LEAST_0: Range = (lambda it: it >= 0, "0 or more")
+AT_LEAST_1: Range = (lambda it: it >= 1, "at least 1")
+RANGES: dict[str, Range] = {
+    "steps": (lambda it: it >= 1, "at least 1, or None for epochs"),
+    "epochs": ABOVE_0,
+    "batch_size": AT_LEAST_1,
+    "accumulate": AT_LEAST_1,
+    "learning_rate": ABOVE_0,
+    "router_learning_rate": (lambda it: it > 0, "above 0, or None"),
+    "down_learning_rate": (lambda it: it > 0, "above 0, or None"),
+    "warmup": (lambda it: 0 <= it < 1, "a share of the steps, 0-1"),
+    "weight_decay": AT_LEAST_0,
+    "clip": AT_LEAST_0,
+    "seed": (lambda it: 0 <= it < 1 << 32, "from 0 to 2**32 - 1"),
+    "log_every": AT_LEAST_0,
+    "evaluate_every": AT_LEAST_0,
+    "save_every": AT_LEAST_0,
+    "keep": AT_LEAST_1,
+    "held_out_tokens": AT_LEAST_1,
+    "lora": AT_LEAST_0,
+}
 
 
 def check(recipe: Recipe) -> None:
@@ -23,12 +47,7 @@ def check(recipe: Recipe) -> None:
         TrainingError: naming every fault at once.
     """
     how = recipe.training
-    faults = [
-        *_number(how),
-        *(f"trackers: {name} must be installed. pip install {name}" for name in how.trackers if not _has(name)),
-    ]
-    if how.precision not in ("float32", "bfloat16"):
-        faults.append(f"precision: it must be float32 or bfloat16. Got '{how.precision}'")
+    faults = [*_fields(how)]
     if how.precision == "bfloat16" and torch.cuda.is_available() and not torch.cuda.is_bf16_supported():
         faults.append("precision: this GPU does not compute in bfloat16. Choose float32")
     if how.lora and not _has("peft"):
@@ -50,33 +69,49 @@ def check(recipe: Recipe) -> None:
         raise TrainingError(f"training: its fields must be possible:\n{listing(faults)}")
 
 
-def _number(how: Training) -> list[str]:
-    rules: list[tuple[str, bool, str]] = [
-        ("steps", how.steps is None or how.steps >= 1, "at least 1, or None for epochs"),
-        ("epochs", how.epochs > 0, "above 0"),
-        ("batch_size", how.batch_size >= 1, "at least 1"),
-        ("accumulate", how.accumulate >= 1, "at least 1"),
-        ("learning_rate", how.learning_rate > 0, "above 0"),
-        ("warmup", 0 <= how.warmup < 1, "a share of the steps, 0-1"),
-        ("router_learning_rate", how.router_learning_rate is None or how.router_learning_rate > 0, "above 0, or None"),
-        ("down_learning_rate", how.down_learning_rate is None or how.down_learning_rate > 0, "above 0, or None"),
-        ("weight_decay", how.weight_decay >= 0, "0 or more"),
-        ("clip", how.clip >= 0, "0 or more"),
-        ("log_every", how.log_every >= 0, "0 or more"),
-        ("evaluate_every", how.evaluate_every >= 0, "0 or more"),
-        ("save_every", how.save_every >= 0, "0 or more"),
-        ("keep", how.keep >= 1, "at least 1"),
-        ("held_out_tokens", how.held_out_tokens >= 1, "at least 1"),
-        ("lora", how.lora >= 0, "0 or more"),
-    ]
-    return [f"{name}: it must be {rule}. Got {getattr(how, name)}" for name, fine, rule in rules if not fine]
+def _fields(how: Training) -> Iterator[str]:
+    """Yield what is amiss with each field alone: its kind, or else its range."""
+    for name, hint in get_type_hints(Training).items():
+        value = getattr(how, name)
+        rule = _kind(value, hint)
+        if not rule and name in RANGES and value is not None:
+            fine, wanted = RANGES[name]
+            rule = "" if fine(value) else wanted
+        if rule:
+            yield f"{name}: it must be {rule}. Got {value!r}"
+        elif name == "trackers":
+            yield from filter(None, map(_tracker, value))
+
+
+def _kind(value: Any, hint: Any) -> str:
+    """Return the rule of a type that a value breaks, or an empty string."""
+    kinds, is_number = get_args(hint), isinstance(value, int | float) and not isinstance(value, bool)
+    if get_origin(hint) is Literal:
+        return "" if value in kinds else f"one of {', '.join(kinds)}"
+    if get_origin(hint) is tuple:
+        is_fine = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+        return "" if is_fine else "a list of names"
+    if value is None and type(None) in kinds:
+        return ""
+    if int in (hint, *kinds):
+        return "" if is_number and isinstance(value, int) else "a whole number"
+    if float in (hint, *kinds):
+        return "" if is_number and math.isfinite(value) else "a finite number"
+    return ""
+
+
+def _tracker(name: str) -> str:
+    """Return what is amiss with a tracker, or an empty string."""
+    if not name.isidentifier() or name in ("none", "all"):
+        return f"trackers: each must be the name of a package, as wandb. Got {name!r}. Leave trackers out for none"
+    return "" if _has(name) else f"trackers: {name} must be installed. pip install {name}"
 
 
 def check_data(recipe: Recipe, prepared: Prepared, processes: int) -> None:
-    """Refuse data that can't make a batch.
+    """Refuse data that can't make a batch, or that leave nothing to evaluate on where that is asked for.
 
     Raises:
-        TrainingError: where there are fewer examples than processes.
+        TrainingError: where there are fewer examples than processes, or none held out.
     """
     count = len(prepared.train)
     if count < processes:
@@ -84,11 +119,17 @@ def check_data(recipe: Recipe, prepared: Prepared, processes: int) -> None:
             f"{type(recipe.task).__name__}: the data must hold an example for each process. Got {count} examples for "
             f"{processes}. Give more data."
         )
-    if recipe.training.evaluate_every and prepared.held_out is not None and not len(prepared.held_out):
+    is_held_out = prepared.held_out is not None and len(prepared.held_out) > 0
+    if recipe.training.evaluate_every and not is_held_out and not _reads_passages(prepared.model):
         raise TrainingError(
             f"{type(recipe.task).__name__}: evaluate_every must have held-out examples. Got none. Give a larger "
             "held_out share, or evaluate_every=0."
         )
+
+
+def _reads_passages(model: Any) -> bool:
+    """Return whether the built-in passages (`curve`) stand in for held-out examples: for decoders of text."""
+    return bool(model.main_input_name == "input_ids" and not model.config.is_encoder_decoder and model.can_generate())
 
 
 def arguments(how: Training, out: Path) -> dict[str, Any]:
@@ -126,8 +167,8 @@ def arguments(how: Training, out: Path) -> dict[str, Any]:
 
 
 def warmup_steps(how: Training, steps: int) -> int:
-    """Return how many steps the learning rate takes to its peak."""
-    return math.ceil(how.warmup * steps)
+    """Return how many steps the learning rate takes to its peak; the first has a rate of 0, so never all of them."""
+    return min(math.ceil(how.warmup * steps), steps - 1)
 
 
 def _has(package: str) -> bool:
