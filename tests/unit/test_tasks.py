@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.integration import calibrating as pico
+from tests.integration.pico import save_text
 from torch.testing import assert_close
 
 import moesaic
@@ -29,6 +30,7 @@ from moesaic.training.recipe import Prepared
 from moesaic.training.tasks.classification import Classification
 from moesaic.training.tasks.contrastive import Contrastive
 from moesaic.training.tasks.instructions import Instructions, tokenised
+from moesaic.training.tasks.models import separates_documents
 from moesaic.training.tasks.speech_translation import SpeechTranslation
 from moesaic.training.tasks.splitting import split
 from moesaic.training.tasks.tables import open_table
@@ -104,6 +106,26 @@ def test_text_is_packed_and_each_document_sees_itself_alone(models: Path) -> Non
     for start, stop in zip(firsts, [*firsts[1:], 24], strict=True):
         alone = prepared.model(packed["input_ids"][:1, start:stop]).logits[0]
         assert_close(whole[start:stop], alone, atol=1e-5, rtol=1e-5)  # float32 sums over rows of another length
+
+
+@pytest.mark.parametrize("name", ["lfm2", "qwen3_5", "granite4"])
+def test_documents_that_a_model_can_not_keep_apart_are_not_packed(name: str, tmp_path: Path) -> None:
+    """Layers are convolutional, recurrent, or attention that looks at no positions: no config says the last."""
+    save_text(tmp_path, name)
+    pico.save_tokenizer(tmp_path)
+    rows = rows_of_text(20)
+    prepared = Text(rows, window=64, held_out=0).prepare(tmp_path, 0)
+    made = batch(prepared)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    documents = [[*tokenizer(row["text"])["input_ids"], tokenizer.eos_token_id] for row in rows]
+    found = [ids[mask.bool()].tolist() for ids, mask in zip(made["input_ids"], made["attention_mask"], strict=True)]
+    assert found == documents
+    assert "position_ids" not in made
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window", "gemma4"])
+def test_attention_keeps_documents_apart(name: str, tmp_path: Path) -> None:
+    assert separates_documents(save_text(tmp_path, name))
 
 
 def test_every_token_of_a_group_is_in_one_window(models: Path) -> None:

@@ -41,7 +41,8 @@ def continued_pretraining(
         model: folder or name of a MoE, or of a dense model to compare with.
         data: a file or a folder (its sub-folders are groups) of texts, or rows.
         out: folder of the run.
-        window: tokens of a row; fewer where the model reads fewer. pack: join documents, each seeing itself alone.
+        window: tokens of a row; fewer where the model reads fewer. pack: join documents, each seeing itself alone;
+            a model that can't keep them apart, with recurrent layers for instance, gets each in rows of its own.
         held_out: share of the documents that is never trained on.
         losses, teacher: of the objective. stages: who is frozen until when. training: how long and how fast.
         parent: the dense model that KL is measured to; None: the one that the MoE was made from.

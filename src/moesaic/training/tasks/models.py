@@ -33,6 +33,8 @@ BESIDE = (
     *("*processor_config.json", "feature_extractor_config.json", "generation_config.json", "normalizer.json"),
 )
 """Files of a model folder that are neither weights nor config, nor say anything of either."""
+ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
+"""Kinds of layers, in configs, that are masked between documents."""
 UNSEEN = -100
 """The label of a token that is not to be predicted."""
 
@@ -62,8 +64,21 @@ def takes(model: PreTrainedModel, *names: str) -> bool:
 
 
 def separates_documents(model: PreTrainedModel) -> bool:
-    """Return whether a decoder takes positions that begin anew with each document in a row."""
-    return takes(model, "position_ids") and model.config.get_text_config() is model.config
+    """Return whether positions that begin anew with each document in a row keep these apart in a decoder.
+
+    Recurrent and convolutional layers go on from one document to the next; so may layers of a kind not known here.
+    Of attention nothing tells which models look at positions, so it is tried: what stands first must change nothing.
+    """
+    config = model.config
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
+    if not (takes(model, "position_ids") and config.get_text_config() is config and set(kinds) <= ATTENTION):
+        return False
+    ids_BT, positions_BT = torch.tensor([[1, 2, 3, 4], [4, 3, 3, 4]]), torch.tensor([[0, 1, 0, 1]] * 2)
+    trains = model.training
+    with torch.no_grad():
+        one_TV, other_TV = model.eval()(ids_BT, position_ids=positions_BT, use_cache=False).logits[:, 2:]
+    model.train(trains)
+    return torch.allclose(one_TV, other_TV, rtol=0.0, atol=1e-5 * float(one_TV.abs().max()))
 
 
 def generates_text(model: PreTrainedModel) -> bool:

@@ -54,7 +54,9 @@ class Text:
 
     Documents of a group (sub-folder, stem of a file, `label` of a row) are joined, each with the end-of-text token
     behind it, and cut into windows; what is left over at a group's end is not used. A document sees only itself, and
-    its first token is not predicted. Held-out documents stay one a row, every token of theirs counts.
+    its first token is not predicted. Models that can't keep documents in a row apart (recurrent or convolutional
+    layers, masks that don't follow positions) get each in rows of its own, as without `pack`. Held-out documents stay
+    one a row, every token of theirs counts.
 
     Args:
         data: a file or folder of .txt, .md, .jsonl, .json, or rows of texts (`calibration.data.open_data`).
@@ -81,7 +83,8 @@ class Text:
         documents, groups = _documents(self.data)
         tokenised = _Tokenised(reader, _end(reader, model.config))
         train, held = (tokenised.of(part, groups) for part in self._parts(documents))
-        rows = list(_packed(train, reader.window) if self.pack else _alone(train, reader.window))
+        pack = self.pack and separates_documents(model)
+        rows = list(_packed(train, reader.window) if pack else _alone(train, reader.window))
         if not rows:
             total = sum(len(ids_T) for ids_T, _ in train)
             raise TrainingError(
@@ -92,7 +95,7 @@ class Text:
             model=model,
             train=rows,
             held_out=list(_alone(held, reader.window)) or None,
-            collate=_Collate(reader.pad, separates_documents(model), bool(groups)),
+            collate=_Collate(reader.pad, bool(groups)),
             tokens=real_tokens,
             groups=groups,
             save=saver(folder, model),
@@ -163,10 +166,9 @@ def _alone(documents: Sequence[tuple[np.ndarray, int]], window: int) -> Iterator
 
 @dataclass(frozen=True)
 class _Collate:
-    """Makes batches. separate: whether the model takes positions that keep documents apart. grouped: as the data."""
+    """Makes batches. grouped: whether the data have groups."""
 
     pad: int
-    separate: bool
     grouped: bool
 
     def __call__(self, windows: Sequence[Window]) -> dict[str, Any]:
@@ -175,7 +177,7 @@ class _Collate:
         batch: dict[str, Any] = {"input_ids": padded_rows(rows, self.pad), "labels": padded_rows(labels, UNSEEN)}
         if not all(one.packed for one in windows):
             batch["attention_mask"] = real_BT(rows)
-        elif self.separate:  # transformers does it where no cache and no mask is given
+        else:  # transformers keeps documents apart where no cache and no mask is given
             batch |= {"position_ids": torch.stack([_positions(one.first_T) for one in windows]), "use_cache": False}
         return with_groups(batch, [one.group for one in windows], known=self.grouped)
 
