@@ -16,6 +16,7 @@ from moesaic.losses.load_balancing import LoadBalancing
 from moesaic.losses.router_z import RouterZ
 from moesaic.training.recipe import Recipe, Training
 from moesaic.training.stages import two_stages
+from moesaic.training.tasks.contrastive import Contrastive
 
 SPRI = ("continued_pretraining", "instruction_tuning", "speech_translation")
 
@@ -71,6 +72,11 @@ def test_precision_is_of_the_speech_task_only_where_outputs_are_kept() -> None:
     half, whole = Training(precision="bfloat16"), Training(precision="float32")
     assert find("moe", "data", "run", training=half).task == find("moe", "data", "run", training=whole).task
     assert find("moe", "data", "run", frozen_encoder=True, training=half).task.precision == "bfloat16"
+
+
+def test_pairs_know_how_many_are_in_a_batch() -> None:
+    made = recipes.find("image_text_contrastive")("moe", "data", "run", training=Training(batch_size=1))
+    assert made.task == Contrastive("data", batch_size=1)
 
 
 def test_recipes_import_nothing_heavy() -> None:

@@ -373,7 +373,7 @@ def test_siglip_reads_texts_filled_up_without_a_mask(models: Path, tmp_path: Pat
     settings = {"image_processor_type": "SiglipImageProcessor", "size": {"height": 16, "width": 16}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     pairs = [{"image": pico.picture(n), "text": pico.text(3, n)} for n in range(5)]
-    prepared = Contrastive(pairs).prepare(tmp_path, 0)
+    prepared = Contrastive(pairs, batch_size=1).prepare(tmp_path, 0)  # its loss is a sigmoid of each pair
     made = batch(prepared, 3)
     assert made["input_ids"].shape == (3, 12)
     assert "attention_mask" not in made
@@ -615,6 +615,7 @@ def refusals() -> list[tuple[str, Callable[[Path], Any], str, str]]:
         ("llama", lambda _: SpeechTranslation([sound]), "hear and write. Got LlamaForCausalLM", "speech class"),
         ("clip", lambda _: Contrastive([{"image": pico.picture(0)}]), "row 0: no 'text' among", "no captions"),
         ("clip", lambda _: Contrastive(pairs[:1]), "two pairs or more", "one pair"),
+        ("clip", lambda _: Contrastive(pairs, batch_size=1), "batch_size must be 2 or more", "alone in its batch"),
         ("bert", lambda _: Contrastive(pairs), "have a contrastive loss. Got BertModel", "clip class"),
         ("vit", lambda _: Classification(pairs), "Got none for 3 of 3", "unlabelled"),
         (
@@ -638,6 +639,13 @@ def test_a_model_without_a_tokenizer_is_refused(models: Path, tmp_path: Path) ->
     pico.load(models / "llama").save_pretrained(tmp_path)
     with pytest.raises(TrainingError, match="must have a processor for text"):
         Text(pico.texts()).prepare(tmp_path, 0)
+
+
+@pytest.mark.parametrize("window", [1, 0, -5])
+@pytest.mark.parametrize("task", [Text, Instructions])
+def test_a_window_without_anything_to_predict_is_refused(task: Any, window: int) -> None:
+    with pytest.raises(ValueError, match=rf"window must be 2 tokens or more, .* Got {window}\."):
+        task(["the fox runs"], window=window)
 
 
 def test_a_share_out_of_range_is_refused() -> None:

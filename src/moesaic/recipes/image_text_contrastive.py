@@ -46,5 +46,5 @@ def image_text_contrastive(
     >>> image_text_contrastive("moe", "data", "run").task.held_out
     0.05
     """
-    task = Contrastive(data, groups, held_out)
+    task = Contrastive(data, groups, held_out, training.batch_size)
     return Recipe(task, str(model), Path(out), tuple(losses), tuple(stages), teacher, training, parent)

@@ -51,21 +51,30 @@ class Contrastive:
     Args:
         data: a file or folder of rows, a folder of images, or rows. groups: column whose values are groups of tokens
             for losses. held_out: share that is never trained on.
+        batch_size: pairs of a micro-batch, where it is known: a softmax over one text has nothing to learn.
     """
 
     data: Source
     groups: str = "label"
     held_out: float = SHARE
+    batch_size: int | None = None
 
     def prepare(self, folder: Path, seed: int) -> Prepared:
         """Load the model and tokenise the texts; longer ones are cut.
 
         Raises:
-            TrainingError: where columns are missing, there is one pair only, or the model has no contrastive loss.
+            TrainingError: where columns are missing, there is one pair only or one a batch, or the model has no
+                contrastive loss.
         """
         model = open_model(folder)
         fits = takes(model, "input_ids", "pixel_values", "return_loss")
         demand(model, fits, "image-text pairs", "have a contrastive loss", "Take one like CLIPModel or SiglipModel")
+        sigmoid = model.config.model_type.startswith(("siglip", "moesaic_siglip"))
+        if self.batch_size == 1 and not sigmoid:
+            raise TrainingError(
+                "image-text pairs: batch_size must be 2 or more, since a pair is told from the others of its batch. "
+                "Got 1. Give a larger one."
+            )
         readers = readers_of(folder, model, WINDOW, "text", "image")
         table = open_table(self.data, "image")
         table.need("image", "text")
@@ -76,7 +85,7 @@ class Contrastive:
         names, groups = table.groups_by(self.groups)
         ids = [_ids(readers["text"], text) for text in texts]
         pairs = [Pair(table[place], ids[place], groups[place]) for place in range(len(table))]
-        full = readers["text"].window if model.config.model_type.startswith(("siglip", "moesaic_siglip")) else 0
+        full = readers["text"].window if sigmoid else 0
         return Prepared(
             model=model,
             train=[pairs[place] for place in parts.train],

@@ -15,6 +15,7 @@ from moesaic.lazy import np
 from moesaic.training.recipe import Prepared
 from moesaic.training.tasks.models import (
     UNSEEN,
+    check_window,
     demand,
     generates_text,
     open_model,
@@ -56,12 +57,18 @@ class Instructions:
     Args:
         data: a file or folder of .jsonl, .json, .csv, .tsv, or rows. window: tokens of a conversation at most.
         groups: column whose values are groups of tokens for losses. held_out: share that is never trained on.
+
+    Raises:
+        ValueError: where the window holds fewer than two tokens.
     """
 
     data: Source
     window: int = 1024
     groups: str = "label"
     held_out: float = SHARE
+
+    def __post_init__(self) -> None:
+        check_window(self.window, "instructions")
 
     def prepare(self, folder: Path, seed: int) -> Prepared:
         """Load the model and tokenise the data.

@@ -103,6 +103,19 @@ def readers_of(folder: Path, model: PreTrainedModel, window: int, *kinds: Kind) 
     return {kind: found[kind] for kind in kinds}
 
 
+def check_window(window: int, task: str) -> None:
+    """Refuse a window in which there is nothing to predict.
+
+    Raises:
+        ValueError: where it holds fewer than two tokens.
+    """
+    if window < 2:
+        raise ValueError(
+            f"{task}: window must be 2 tokens or more, since the first is not predicted. Got {window}. "
+            "Give a larger one."
+        )
+
+
 @contextmanager
 def as_training() -> Iterator[None]:
     """Let what reading data finds fault with stop a training run."""

@@ -16,6 +16,7 @@ from moesaic.training.recipe import Prepared
 from moesaic.training.tasks.models import (
     UNSEEN,
     as_training,
+    check_window,
     demand,
     generates_text,
     open_model,
@@ -63,6 +64,9 @@ class Text:
         window: tokens of a row; fewer where the model reads fewer. pack: join documents; else each has its own rows.
         held_out: share of the documents that is never trained on.
         validation: documents that are held out in place of such a share; None: there are none of their own.
+
+    Raises:
+        ValueError: where the window holds fewer than two tokens.
     """
 
     data: Source
@@ -70,6 +74,9 @@ class Text:
     pack: bool = True
     held_out: float = SHARE
     validation: Source | None = None
+
+    def __post_init__(self) -> None:
+        check_window(self.window, "text")
 
     def prepare(self, folder: Path, seed: int) -> Prepared:
         """Load the model, tokenise the data once; token ids stay in memory, four bytes each.
