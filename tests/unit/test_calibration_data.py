@@ -169,6 +169,16 @@ def test_pictures_come_from_bytes_pil_and_arrays() -> None:
         torch.testing.assert_close(torch.tensor(got), torch.tensor(array), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff", "ppm"])
+def test_grey_pictures_of_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    grey = np.array([[0, 255, 256], [32768, 65279, 65535]], np.uint16)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, kind)
+    got = np.asarray(Picture("p", file.getvalue()).pixels())
+    assert got[..., 0].tolist() == [[0, 0, 1], [128, 254, 255]]
+    assert (got == got[..., :1]).all()
+
+
 def refused(source: object) -> str:
     with pytest.raises(CalibrationError) as caught:
         decode(source)

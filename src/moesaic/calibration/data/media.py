@@ -36,7 +36,7 @@ class Picture:
         """
         pil = _needed("PIL.Image", "pillow", self.name)
         try:
-            return self._open(pil).convert("RGB")
+            return _of_bytes(self._open(pil), pil).convert("RGB")
         except (*UNDECODABLE, pil.DecompressionBombError) as error:
             raise CalibrationError(
                 f"{self.name}: the image must be whole. Got {type(error).__name__}: {error}. "
@@ -62,6 +62,14 @@ class Picture:
             return self.source
         pixels = self.pixels()
         return repr(pixels.size).encode() + pixels.tobytes()
+
+
+def _of_bytes(image: Image, pil: Any) -> Image:
+    """Return a grey image of 16 bits, which pillow would clip at 255, by the upper eight, as it reads colours."""
+    if not image.mode.startswith("I"):
+        return image
+    made: Image = pil.fromarray((np.asarray(image).clip(0, 0xFFFF) // 256).astype(np.uint8))
+    return made
 
 
 @dataclass(frozen=True)
