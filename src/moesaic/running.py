@@ -133,10 +133,14 @@ def train(
     source = DenseCheckpoint.open(folder)
     out = recipe.out.expanduser().resolve()
     is_new = not out.exists()
-    now = record(recipe, fingerprint(source), ranks.size)
+
+    def begin() -> None:
+        now = record(recipe, fingerprint(source), ranks.size)
+        _settle(out, now, resume=resume, overwrite=overwrite, adjust=adjust)
+
     with ExitStack() as held:  # process 0 holds the folder for all
         _together(ranks, lambda: _claim(out, folder, held))
-        _together(ranks, lambda: _settle(out, now, resume=resume, overwrite=overwrite, adjust=adjust))
+        _together(ranks, begin)
         if (out / MODEL).is_dir():
             return _told(out)
         from moesaic.training.run import Place, run  # noqa: PLC0415  # imports transformers

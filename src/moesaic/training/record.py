@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import TrainingError, listing
+from moesaic.training.contents import digest
 from moesaic.training.recipe import Recipe
 
 NAME = "recipe.json"
@@ -22,6 +23,7 @@ FREE = ("versions", "adjusted", "recipe.out", "recipe.model", "recipe.parent")
 """What a run may go on with another value of: paths may move (the weights are told by their fingerprint)."""
 FREE_TRAINING = ("log_every", "evaluate_every", "save_every", "keep", "trackers")
 """The same among the fields of `Training`: they decide what is written, and nothing of what is learned."""
+NAMES = {"fingerprint": "weights of the model (fingerprint)", "data": "files of the data (digest)"}
 LONGEST = 200
 
 
@@ -36,8 +38,15 @@ def record(recipe: Recipe, fingerprint: str, processes: int) -> dict[str, Any]:
         "versions": {package: version(package).partition("+")[0] for package in packages},
         "fingerprint": fingerprint,
         "processes": processes,
+        "data": _data(recipe),
         "recipe": {**plain(replace(recipe, teacher=None)), "teacher": recipe.teacher and plain(recipe.teacher.method)},
     }
+
+
+def _data(recipe: Recipe) -> str | None:
+    """Return the digest of the files that the task's field `data` names; None where it holds rows."""
+    data = getattr(recipe.task, "data", None)
+    return digest(Path(data), recipe.out) if isinstance(data, str | Path) else None
 
 
 def plain(value: Any) -> Any:
@@ -81,11 +90,13 @@ def check(file: Path, now: Mapping[str, Any], *, adjust: bool = False) -> list[s
 def _differences(path: str, then: Any, now: Any) -> Iterator[str]:
     if path in FREE or path in {f"recipe.training.{name}" for name in FREE_TRAINING}:
         return
+    if path == "data" and None in (then, now):  # a run of an earlier moesaic, rows, or files that are gone
+        return
     if isinstance(then, dict) and isinstance(now, dict):
         for key in sorted({*then, *now}):
             yield from _differences(f"{path}.{key}" if path else key, then.get(key), now.get(key))
     elif then != now:
-        name = {"fingerprint": "weights of the model (fingerprint)"}.get(path, path.removeprefix("recipe."))
+        name = NAMES.get(path, path.removeprefix("recipe."))
         yield f"{name}: was {_short(then)}, now {_short(now)}"
 
 
