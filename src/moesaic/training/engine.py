@@ -232,6 +232,13 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
         if self.run.teacher is not None:
             self.run.teacher.load(folder / TEACHER)
 
+    def finish(self, checkpoint: Path) -> None:
+        """Take the model from the run's last checkpoint, after which no step is left."""
+        state = checkpointing.read_json(checkpoint / checkpointing.STATE)
+        self._load_from_checkpoint(str(checkpoint))
+        self.state.global_step, self.run.progress.tokens = state["step"], state["tokens"]
+        self.run.progress.begin(state["step"], state["step"])
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return

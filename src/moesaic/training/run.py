@@ -89,12 +89,15 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
         made = _made(recipe, place, prepared, ranks, say, bars)
         engine = _engine(made, recipe)
         last = checkpoints(place.run)[-1] if place.resume and checkpoints(place.run) else None
-        made.logbook.rewind(int(last.name.partition("-")[2]) if last else -1)
+        made.logbook.rewind(_step_of(last) if last else -1)
         ranks.wait()
         if last and ranks.rank == 0:
             say(f"going on from {last}")
         try:
-            engine.train(resume_from_checkpoint=str(last) if last else None)
+            if last and _step_of(last) >= _steps(engine):
+                engine.finish(last)
+            else:
+                engine.train(resume_from_checkpoint=str(last) if last else None)
         finally:
             if made.objective is not None:
                 made.objective.detach()
@@ -220,6 +223,10 @@ def _checkpoint(model: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.partition("-")[2])
 
 
 def _steps(engine: Engine) -> int:

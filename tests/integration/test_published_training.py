@@ -1,0 +1,36 @@
+"""What a run leaves behind: finished after a kill to the same bits, with adapters, tied weights and chat templates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.integration.training_killed import rows
+from tests.integration.training_pico import recipe, save_mixtral
+from torch.testing import assert_close
+
+from moesaic.running import train
+
+PLAIN = {"teacher": None, "stages": (), "steps": 4, "save_every": 0, "accumulate": 1, "evaluate_every": 2}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_file(folder / "model.safetensors")
+    return found
+
+
+@pytest.mark.parametrize("changes", [{}, {"lora": 2}])
+def test_a_run_killed_behind_its_last_checkpoint_takes_no_further_step(
+    changes: dict[str, object], tmp_path: Path
+) -> None:
+    model = save_mixtral(tmp_path / "moe")
+    given = {**PLAIN, "schedule": "constant", "warmup": 0.0, **changes}
+    made = train(recipe(model, tmp_path / "run", **given))
+    log = rows(tmp_path / "run")
+    made.folder.rename(tmp_path / "before")
+    again = train(recipe(model, tmp_path / "run", **given), resume=True)
+    assert (again.steps, again.tokens, again.losses) == (made.steps, made.tokens, made.losses)
+    assert rows(tmp_path / "run") == log
+    assert_close(weights(again.folder), weights(tmp_path / "before"), rtol=0, atol=0)  # nothing has trained
