@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tests.integration.training_killed import rows
 from tests.integration.training_pico import recipe, save_mixtral
 from torch.testing import assert_close
@@ -34,3 +34,16 @@ def test_a_run_killed_behind_its_last_checkpoint_takes_no_further_step(
     assert (again.steps, again.tokens, again.losses) == (made.steps, made.tokens, made.losses)
     assert rows(tmp_path / "run") == log
     assert_close(weights(again.folder), weights(tmp_path / "before"), rtol=0, atol=0)  # nothing has trained
+
+
+def test_tied_weights_stay_one_tensor_in_the_dtype_of_the_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every call of `cpu` makes a copy, as that of a tensor on a GPU does."""
+    model = save_mixtral(tmp_path / "moe", tie_word_embeddings=True)
+    save_file({name: one.bfloat16() for name, one in weights(model).items()}, model / "model.safetensors")
+    monkeypatch.setattr(torch.Tensor, "cpu", torch.Tensor.clone)
+    made = train(recipe(model, tmp_path / "run", **PLAIN), certify=False)
+    found = weights(made.folder)
+    assert found.keys() == weights(model).keys()
+    assert {one.dtype for one in found.values()} == {torch.bfloat16}

@@ -46,7 +46,10 @@ def write_model(
         model: bare; cut among processes or not. config: what `config_of` said before training.
         source: the folder that it was loaded from. save: the task's own files.
     """
-    state = {name: whole(tensor).detach().cpu() for name, tensor in named(model)}
+    found = dict(named(model))
+    once = {id(tensor): tensor for tensor in found.values()}  # tied weights stay one tensor
+    copies = {key: whole(tensor).detach().cpu() for key, tensor in once.items()}
+    state = {name: copies[id(tensor)] for name, tensor in found.items()}
     if ranks.rank:
         return
     _write_weights(_as_on_disk(model, state, source), source, to)
