@@ -11,6 +11,7 @@ from tests.integration.training_killed import rows
 from tests.integration.training_pico import recipe, save_mixtral
 from torch.testing import assert_close
 
+from moesaic.errors import TrainingError
 from moesaic.running import train
 
 PLAIN = {"teacher": None, "stages": (), "steps": 4, "save_every": 0, "accumulate": 1, "evaluate_every": 2}
@@ -47,3 +48,13 @@ def test_tied_weights_stay_one_tensor_in_the_dtype_of_the_source(
     found = weights(made.folder)
     assert found.keys() == weights(model).keys()
     assert {one.dtype for one in found.values()} == {torch.bfloat16}
+
+
+def test_adapters_stand_on_experts_that_train(tmp_path: Path) -> None:
+    model = save_mixtral(tmp_path / "moe")
+    made = train(recipe(model, tmp_path / "run", **PLAIN, lora=4, frozen=("model.layers.0",)))
+    before, after = weights(model), weights(made.folder)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {name for name in before if "layers.1" in name and ".experts." in name}
+    with pytest.raises(TrainingError, match=r"adapters must have experts or linears that train.* All are frozen"):
+        train(recipe(model, tmp_path / "none", **PLAIN, lora=4, frozen=("model.layers",)))

@@ -180,11 +180,14 @@ def _adapted(model: Any, how: Training) -> Any:
         return model
     from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # an extra
 
-    names = [name for name, one in model.named_parameters() if ".experts." in name and one.ndim == 3]
-    ends = sorted({".".join(name.rsplit(".", 3)[-3:]) for name in names})
-    where: dict[str, Any] = (
-        {"target_modules": [], "target_parameters": ends} if ends else {"target_modules": _linears(model)}
-    )
+    experts = {name: one for name, one in model.named_parameters() if ".experts." in name and one.ndim == 3}
+    names = sorted(name for name, one in experts.items() if one.requires_grad) if experts else _linears(model)
+    if not names:
+        raise TrainingError(
+            f"{type(model).__name__}: adapters must have experts or linears that train to stand on. All are frozen. "
+            "Freeze less."
+        )
+    where: dict[str, Any] = {"target_modules": [], "target_parameters": names} if experts else {"target_modules": names}
     config = LoraConfig(r=how.lora, lora_alpha=LORA_ALPHA * how.lora, lora_dropout=0.0, **where)
     return get_peft_model(model, config)
 
@@ -192,16 +195,11 @@ def _adapted(model: Any, how: Training) -> Any:
 def _linears(model: Any) -> list[str]:
     """Return the linears of a dense model that train, but for its output head."""
     head = model.get_output_embeddings()
-    found = [
+    return [
         name
         for name, one in model.named_modules()
         if isinstance(one, torch.nn.Linear) and one is not head and one.weight.requires_grad
     ]
-    if not found:
-        raise TrainingError(
-            f"{type(model).__name__}: adapters must have linears that train to stand on. All are frozen. Freeze less."
-        )
-    return found
 
 
 def _freeze(model: Any, paths: Sequence[str]) -> None:
