@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.integration.training_killed import rows
-from tests.integration.training_pico import recipe, save_mixtral
+from tests.integration.training_pico import VOCABULARY, recipe, save_mixtral
 from torch.testing import assert_close
 
 from moesaic.errors import TrainingError
+from moesaic.losses.loss_free_bias import LossFreeBias
 from moesaic.running import train
+from moesaic.training.checkpointing import checkpoints
 
 PLAIN = {"teacher": None, "stages": (), "steps": 4, "save_every": 0, "accumulate": 1, "evaluate_every": 2}
 
@@ -58,3 +62,24 @@ def test_adapters_stand_on_experts_that_train(tmp_path: Path) -> None:
     assert moved == {name for name in before if "layers.1" in name and ".experts." in name}
     with pytest.raises(TrainingError, match=r"adapters must have experts or linears that train.* All are frozen"):
         train(recipe(model, tmp_path / "none", **PLAIN, lora=4, frozen=("model.layers",)))
+
+
+def test_a_resumed_run_with_adapters_has_the_biases_of_its_balancer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.Glm4MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=32, moe_intermediate_size=16, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, n_routed_experts=4, num_experts_per_tok=2,
+        n_shared_experts=1, first_k_dense_replace=1, max_position_embeddings=64,
+    )  # fmt: skip
+    model = tmp_path / "moe"
+    transformers.Glm4MoeForCausalLM(config).save_pretrained(model)
+    given = {**PLAIN, "steps": 7, "save_every": 3, "keep": 9, "lora": 4, "losses": (LossFreeBias(0.1),)}
+    made = train(recipe(model, tmp_path / "run", **given))
+    made.folder.rename(tmp_path / "before")
+    for last in checkpoints(tmp_path / "run")[1:]:
+        shutil.rmtree(last)
+    again = train(recipe(model, tmp_path / "run", **given), resume=True)
+    found, before = weights(again.folder), weights(tmp_path / "before")
+    bias = "model.layers.1.mlp.gate.e_score_correction_bias"
+    assert found[bias].abs().max() > 0
+    assert_close(found, before, rtol=0, atol=0)  # the same operations in the same order

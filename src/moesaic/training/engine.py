@@ -15,6 +15,7 @@ from moesaic.lazy import torch
 from moesaic.observing import GROUPS, inner
 from moesaic.seeds import Stream
 from moesaic.training import checkpointing
+from moesaic.training.balancing import NAMES
 from moesaic.training.curve import Curve
 from moesaic.training.guard import Guard, Micro
 from moesaic.training.health import Health, LayerHealth, worst
@@ -30,6 +31,8 @@ EXAMPLES = "moesaic_examples"
 TOKENS = "moesaic_tokens"
 """Keys of a batch under which its examples' indices and its tokens travel to where they are taken out."""
 TEACHER = "teacher.safetensors"
+ADAPTED = ("lora_", "modules_to_save")
+"""Words in the names of tensors that PEFT adds."""
 TIMES = "tokens_per_second"
 
 
@@ -271,9 +274,9 @@ class Engine(Trainer):  # type: ignore[misc,unused-ignore]
         return {id(parameter): name for name, parameter in self.bare.named_parameters()}
 
     def _kept(self) -> dict[str, torch.Tensor]:
-        """Return what a checkpoint holds: all of the model, or the adapters alone."""
+        """Return what a checkpoint holds: all of the model, or with adapters what they leave to move."""
         whole = dict(checkpointing.named(self.bare))
-        return {name: one for name, one in whole.items() if "lora_" in name} if self.run.how.lora else whole
+        return {name: one for name, one in whole.items() if _moves(name, one)} if self.run.how.lora else whole
 
 
 class Following(TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -299,6 +302,12 @@ class Following(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show a step."""
         self._engine.run.progress.step(state.max_steps)
+
+
+def _moves(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor of an adapted model is of the adapters, trained whole, a buffer, or a balanced bias."""
+    own = any(word in name for word in ADAPTED) or name.rpartition(".")[2] in NAMES
+    return own or not isinstance(tensor, torch.nn.Parameter)
 
 
 def _accelerated() -> type[Any]:
