@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from tests.integration.training_killed import rows
-from tests.integration.training_pico import VOCABULARY, recipe, save_mixtral
+from tests.integration.training_pico import recipe, save_mixtral
 from torch.testing import assert_close
 
-from moesaic.errors import TrainingError
-from moesaic.losses.loss_free_bias import LossFreeBias
 from moesaic.running import train
-from moesaic.training.checkpointing import checkpoints
 
 PLAIN = {"teacher": None, "stages": (), "steps": 4, "save_every": 0, "accumulate": 1, "evaluate_every": 2}
 
@@ -83,3 +78,11 @@ def test_a_resumed_run_with_adapters_has_the_biases_of_its_balancer(tmp_path: Pa
     bias = "model.layers.1.mlp.gate.e_score_correction_bias"
     assert found[bias].abs().max() > 0
     assert_close(found, before, rtol=0, atol=0)  # the same operations in the same order
+
+
+def test_further_chat_templates_are_carried(tmp_path: Path) -> None:
+    model = save_mixtral(tmp_path / "moe")
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
+    made = train(recipe(model, tmp_path / "run", **PLAIN))
+    assert (made.folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"

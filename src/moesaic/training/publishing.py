@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CARRIED = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
 """Suffixes of tokenizer, processor, generation and code files."""
 NOT_CARRIED = ("config.json", "moesaic.json", "report.json", INDEX, "pytorch_model.bin.index.json")
+TEMPLATES = "additional_chat_templates"
+"""Folder of a tokenizer's chat templates beyond the first."""
 OF_LOADING = {
     *("dtype", "torch_dtype", "_name_or_path", "transformers_version", "distributed_config", "use_cache"),
     *("architectures", "auto_map", "return_dict", "_attn_implementation", "_experts_implementation"),
@@ -56,6 +58,10 @@ def write_model(
     for path in sorted(source.folder.iterdir()):
         if path.suffix in CARRIED and path.name not in NOT_CARRIED and path.is_file():
             shutil.copyfile(path, to / path.name)
+    if templates := sorted((source.folder / TEMPLATES).glob("*.jinja")):
+        (to / TEMPLATES).mkdir()
+        for path in templates:
+            shutil.copyfile(path, to / TEMPLATES / path.name)
     save(to)
     write_json(to / "config.json", config)
 
