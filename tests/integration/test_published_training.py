@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.integration.training_killed import rows
-from tests.integration.training_pico import recipe, save_mixtral
+from tests.integration.training_pico import VOCABULARY, recipe, save_mixtral
 from torch.testing import assert_close
 
+from moesaic.errors import TrainingError
+from moesaic.losses.loss_free_bias import LossFreeBias
 from moesaic.running import train
+from moesaic.training.checkpointing import checkpoints
 
 PLAIN = {"teacher": None, "stages": (), "steps": 4, "save_every": 0, "accumulate": 1, "evaluate_every": 2}
 
