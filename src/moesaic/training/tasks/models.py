@@ -68,12 +68,18 @@ def separates_documents(model: PreTrainedModel) -> bool:
 
     Recurrent and convolutional layers go on from one document to the next; so may layers of a kind not known here.
     Of attention nothing tells which models look at positions, so it is tried: what stands first must change nothing.
+    A model that is cut among processes is not run before it trains; its kinds of layers alone are looked at.
     """
+    from torch.distributed.tensor import DTensor  # noqa: PLC0415  # needs torch
+
     config = model.config
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ()
     if not (takes(model, "position_ids") and config.get_text_config() is config and set(kinds) <= ATTENTION):
         return False
-    ids_BT, positions_BT = torch.tensor([[1, 2, 3, 4], [4, 3, 3, 4]]), torch.tensor([[0, 1, 0, 1]] * 2)
+    if any(isinstance(one, DTensor) for one in model.parameters()):
+        return True
+    ids_BT = torch.tensor([[1, 2, 3, 4], [4, 3, 3, 4]], device=model.device)
+    positions_BT = torch.tensor([[0, 1, 0, 1]] * 2, device=model.device)
     trains = model.training
     with torch.no_grad():
         one_TV, other_TV = model.eval()(ids_BT, position_ids=positions_BT, use_cache=False).logits[:, 2:]
