@@ -33,6 +33,7 @@ def read(config: Config) -> Decoder:
         config,
         "cohere2",
         norm_eps_key="layer_norm_eps",
+        norm_eps=1e-5,
         body="cohere2",
         tied=True,
         features=attention_bias_features(config),

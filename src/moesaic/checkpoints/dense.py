@@ -14,7 +14,7 @@ from moesaic.errors import CheckpointError, brief, listing
 from moesaic.lazy import torch
 from moesaic.plan import FLOATS, Rows, TensorInfo
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def _locate(folder: Path) -> dict[str, Located]:
     index = folder / INDEX
     if index.exists():
         return _locate_sharded(folder, read_json(index).get("weight_map"))
+    if (folder / WHOLE).is_file():  # which transformers takes, whatever stands beside it
+        return read_header(folder / WHOLE)
     files = sorted(folder.glob("*.safetensors"))
     if len(files) != 1:
         raise CheckpointError(

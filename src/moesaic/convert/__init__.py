@@ -13,6 +13,7 @@ from moesaic.checkpoints.audit import audit
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.layout import index_json, lay_out
 from moesaic.checkpoints.place import settle
+from moesaic.checkpoints.side_files import is_side_file
 from moesaic.checkpoints.sink import FolderSink
 from moesaic.convert.card import model_card
 from moesaic.convert.conversion import Conversion
@@ -23,8 +24,6 @@ from moesaic.convert.produce import Producer
 from moesaic.convert.spliced import Spliced
 from moesaic.plan import Copy, Fill, Router
 
-SIDE_FILES = (".json", ".jinja", ".model", ".tiktoken", ".txt")
-"""Suffixes of tokenizer, processor and generation files, which are carried over."""
 NOT_CARRIED = (
     "config.json",
     "moesaic.json",
@@ -151,7 +150,7 @@ def provenance(conversion: Convertible, hashes: dict[str, str], name: str) -> di
 
 
 def _side_files(source: Path) -> list[Path]:
-    files = [file for file in source.iterdir() if file.suffix in SIDE_FILES and file.name not in NOT_CARRIED]
+    files = [file for file in source.iterdir() if is_side_file(file) and file.name not in NOT_CARRIED]
     return sorted(file for file in files if file.is_file())
 
 

@@ -69,6 +69,8 @@ def randomize(model: torch.nn.Module) -> None:
     """Draw every weight, bias, norm and running statistic anew; a matrix gives outputs of about its inputs' size."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in model.named_parameters():
+        if not tensor.numel():
+            continue
         if tensor.ndim >= 2:
             reach = 1.5 * (3 / max(1, tensor[0].numel())) ** 0.5  # of a uniform draw with deviation 1.5 / sqrt(fan in)
             tensor.uniform_(-reach, reach, generator=generator)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration.ranks import Ranks
 from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, torch_dtype
+from moesaic.checkpoints.side_files import is_side_file
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
 from moesaic.saving import write_tensors
@@ -19,8 +20,6 @@ from moesaic.training.shards import whole
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CARRIED = (".json", ".jinja", ".model", ".tiktoken", ".txt", ".py")
-"""Suffixes of tokenizer, processor, generation and code files."""
 NOT_CARRIED = ("config.json", "moesaic.json", "report.json", INDEX, "pytorch_model.bin.index.json")
 TEMPLATES = "additional_chat_templates"
 """Folder of a tokenizer's chat templates beyond the first."""
@@ -56,7 +55,7 @@ def write_model(
         return
     _write_weights(_as_on_disk(model, state, source), source, to)
     for path in sorted(source.folder.iterdir()):
-        if path.suffix in CARRIED and path.name not in NOT_CARRIED and path.is_file():
+        if (is_side_file(path) or path.suffix == ".py") and path.name not in NOT_CARRIED and path.is_file():
             shutil.copyfile(path, to / path.name)
     if templates := sorted((source.folder / TEMPLATES).glob("*.jinja")):
         (to / TEMPLATES).mkdir()

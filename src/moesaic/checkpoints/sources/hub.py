@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from moesaic.checkpoints.side_files import SUFFIXES, VERSIONED
 from moesaic.checkpoints.sources.folder import has_pickled_weights, unpickling_remedy
 from moesaic.errors import SourceError
 
-WANTED = ["*.safetensors", "README.md", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+WANTED = ["*.safetensors", "README.md", *(f"*{suffix}" for suffix in SUFFIXES), f"{VERSIONED}*"]
 UNWANTED = ["*/*", "consolidated*"]
 """Other layouts of the same weights, kept in subfolders or under the original author's names."""
 TIMEOUT = 10.0
