@@ -11,6 +11,7 @@ from moesaic.errors import TrainingError, did_you_mean
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
 from moesaic.quiet import quiet
+from moesaic.training.shards import cut_like, whole
 from moesaic.training.tasks.counting import count_labels
 from moesaic.training.tasks.models import open_model
 
@@ -37,7 +38,11 @@ def open_classifier(folder: Path, names: Sequence[str], seed: int) -> PreTrained
     stock = config["architectures"][0].removeprefix(PREFIX if SECTION in config else "")
     if stock.endswith(ENDING) and _classes(config) == list(names):
         return open_model(folder)
-    return _with_new_head(folder, config, stock if stock.endswith(ENDING) else _classifier(stock, config), names, seed)
+    if not stock.endswith(ENDING):
+        return _loaded(folder, config, _classifier(stock, config), names, seed)
+    model = _loaded(folder, config, stock, names, seed)
+    _arrange(model, _classes(config), names, seed)
+    return model
 
 
 def _classes(config: Mapping[str, Any]) -> list[str]:
@@ -60,9 +65,39 @@ def _classifier(stock: str, config: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) else found[0]
 
 
-def _with_new_head(
+@torch.no_grad()
+def _arrange(model: PreTrainedModel, classes: Sequence[str], names: Sequence[str], seed: int) -> None:
+    """Give the rows of a loaded head the order of the names; draw those of other classes anew, though they fit."""
+    if len(classes) not in (0, len(names)):
+        return  # no shape fitted
+    known = sorted(classes) == sorted(names)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for layer in _outputs(model, len(names)):
+            for tensor in layer.parameters():
+                if known:
+                    order = torch.tensor([classes.index(name) for name in names])
+                    tensor.copy_(cut_like(whole(tensor).cpu()[order], tensor))
+                else:
+                    vars(tensor)["_is_hf_initialized"] = False  # else transformers leaves it
+            if not known:
+                model._init_weights(layer)  # noqa: SLF001  # the only way to draw as the class does
+
+
+def _outputs(model: PreTrainedModel, count: int) -> list[torch.nn.Module]:
+    """Return the last linear of each head, where it has an output a class."""
+    linears = [
+        [one for one in child.modules() if isinstance(one, torch.nn.Linear)]
+        for name, child in model.named_children()
+        if name in HEADS
+    ]
+    return [found[-1] for found in linears if found and found[-1].out_features == count]
+
+
+def _loaded(
     folder: Path, config: Mapping[str, Any], class_name: str, names: Sequence[str], seed: int
 ) -> PreTrainedModel:
+    """Load a classifier; a head that is missing or of another size is drawn."""
     from moesaic.modeling.loading import further_arguments, model_class  # noqa: PLC0415  # imports transformers
 
     spliced = SECTION in config
