@@ -118,11 +118,11 @@ def _sources() -> Iterator[Damage]:
     yield Damage("source is pickled", pickled, "pytorch_model.bin")
     yield Damage("source is an adapter", adapter, "adapter")
     yield Damage("source is a MoE already", already, "dense", command=at("{work}/moe"))
-    yield Damage("source has a second model", _copy_shard, "safetensors")
+    yield Damage("source has lost its index", _lose_index, "must be there, as the config says. It is missing.")
     yield Damage("source is a misspelt name", leave, "smollm2-135m", command=at("smollm2-135"))
 
 
-def _copy_shard(work: Path) -> None:
+def _lose_index(work: Path) -> None:
     (work / "src" / "model.safetensors.index.json").unlink()
     first, *rest = shards(work)
     for file in rest[1:]:

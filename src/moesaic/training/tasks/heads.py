@@ -65,13 +65,12 @@ def _classifier(stock: str, config: Mapping[str, Any]) -> str:
     return found if isinstance(found, str) else found[0]
 
 
-@torch.no_grad()
 def _arrange(model: PreTrainedModel, classes: Sequence[str], names: Sequence[str], seed: int) -> None:
     """Give the rows of a loaded head the order of the names; draw those of other classes anew, though they fit."""
     if len(classes) not in (0, len(names)):
         return  # no shape fitted
     known = sorted(classes) == sorted(names)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         for layer in _outputs(model, len(names)):
             for tensor in layer.parameters():
