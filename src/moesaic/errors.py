@@ -52,6 +52,18 @@ class TrainingError(MoesaicError):
     """A training run that can't start, go on, or be resumed."""
 
 
+class DivergenceError(TrainingError):
+    """A run whose numbers stopped being finite once its weights had moved.
+
+    Args:
+        message: all that is told. where: of it, the step, the examples and what was not finite first: a sentence.
+    """
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+
 class EvaluationError(MoesaicError):
     """A model or data that can't be measured by a task."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import resource
 import shutil
 import time
@@ -14,7 +13,7 @@ from typing import Any
 
 from moesaic.api import upcycle
 from moesaic.convert import Options
-from moesaic.errors import MoesaicError, StudyError, TrainingError
+from moesaic.errors import DivergenceError, MoesaicError, StudyError
 from moesaic.evaluation import evaluate
 from moesaic.evaluation.intervals import drawn
 from moesaic.experts.base import ExpertInit
@@ -30,8 +29,6 @@ from moesaic.training.checkpointing import write_json
 from moesaic.training.recipe import Recipe
 
 DATA, DENSE, MODEL = "data", "dense", "moe"
-LATE = re.compile(r"must stay finite\. (At step (?!1 ).*) The step was not taken\.")
-"""What training says where numbers ceased to be finite once the weights had moved, so that the rate may be to blame."""
 Say = Callable[[str], None]
 
 
@@ -88,9 +85,9 @@ class _Trials:
             if how := divergence(trained):
                 return {"diverged": how}
             return {**trained, **self.measured(rate)}
+        except DivergenceError as error:  # at the first step the data would be to blame, and not the rate
+            return {"diverged": error.where}
         except MoesaicError as error:
-            if isinstance(error, TrainingError) and (late := LATE.search(str(error))):
-                return {"diverged": late[1]}
             raise StudyError(f"rate {rate:g}: {error}") from error
 
     def train(self, rate: float) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.calibration.ranks import Ranks
-from moesaic.errors import TrainingError
+from moesaic.errors import DivergenceError, TrainingError
 from moesaic.lazy import torch
 from moesaic.training.checkpointing import checkpoints
 from moesaic.training.randomness import RandomState
@@ -83,7 +83,8 @@ class Guard:
             terms: returns the objective's terms by name, where no module is to blame.
 
         Raises:
-            TrainingError: naming step, examples and the first layer that is not finite, in every process.
+            TrainingError: naming step, examples and the first layer that is not finite, in every process; a
+                DivergenceError where a step was taken before.
         """
         judged = whole(torch.as_tensor(norm))
         # The norm is the same in all processes, which then agree, and is not finite where a loss is not.
@@ -95,10 +96,9 @@ class Guard:
         micro = f" on examples {fault.examples}" if fault.examples else ""
         good = checkpoints(run)
         kept = f"The last good checkpoint is {good[-1]}." if good else "No checkpoint was written yet; set save_every."
-        raise TrainingError(
-            f"training: loss and gradients must stay finite. At step {step} they did not{micro}; first not finite: "
-            f"{fault.what}. The step was not taken. {kept} {REMEDY}"
-        )
+        where = f"At step {step} they did not{micro}; first not finite: {fault.what}."
+        message = f"training: loss and gradients must stay finite. {where} The step was not taken. {kept} {REMEDY}"
+        raise TrainingError(message) if step == 1 else DivergenceError(message, where)
 
     def _fault(self, terms: Callable[[], Mapping[str, float]], ranks: Ranks) -> Fault:
         """Return what went wrong first in this process; all run the same passes, since these may be collective."""
