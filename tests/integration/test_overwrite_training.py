@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,15 @@ def test_what_a_killed_process_set_aside_comes_back(tmp_path: Path, monkeypatch:
             (folder / name).write_text(text)
         return folder
 
+    def stopped(out: Path, stop: int, work: Callable[[Path], None]) -> None:
+        nonlocal left
+        left = stop
+        with pytest.raises(Stopped):
+            work(out)
+        left = -1
+        earlier.restore(out)
+        assert files(out) == {name: text.encode() for name, text in names.items()}
+
     rename = Path.rename
     left = 0
 
@@ -101,20 +111,9 @@ def test_what_a_killed_process_set_aside_comes_back(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "rename", until)
     for stop in range(3):
-        out = run(tmp_path / f"aside-{stop}")
-        left = stop
-        with pytest.raises(Stopped):
-            earlier.set_aside(out)
-        left = -1
-        earlier.restore(out)
-        assert files(out) == {name: text.encode() for name, text in names.items()}
+        stopped(run(tmp_path / f"aside-{stop}"), stop, earlier.set_aside)
         out = run(tmp_path / f"back-{stop}")
         earlier.set_aside(out)
         (out / "recipe.json").write_text("new")
         (out / "log.jsonl").write_text("new")
-        left = stop
-        with pytest.raises(Stopped):
-            earlier.restore(out)
-        left = -1
-        earlier.restore(out)
-        assert files(out) == {name: text.encode() for name, text in names.items()}
+        stopped(out, stop, earlier.restore)

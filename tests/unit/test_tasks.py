@@ -11,7 +11,6 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
-import tokenizers
 import torch
 import transformers
 from hypothesis import given, settings
@@ -19,28 +18,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from tests.integration import calibrating as pico
 from tests.integration.pico import save_text
+from tests.unit.preparing import batch, loss
 from torch.testing import assert_close
 
 import moesaic
-from moesaic.calibration.readers.text import TextReader
 from moesaic.errors import TrainingError
 from moesaic.experts.sparse_upcycling import SparseUpcycling
 from moesaic.observing import GROUPS, observe
-from moesaic.training.recipe import Prepared
 from moesaic.training.tasks.classification import Classification
 from moesaic.training.tasks.contrastive import Contrastive
-from moesaic.training.tasks.instructions import Instructions, tokenised
+from moesaic.training.tasks.instructions import Instructions
 from moesaic.training.tasks.models import separates_documents
 from moesaic.training.tasks.speech_translation import SpeechTranslation
 from moesaic.training.tasks.splitting import split
-from moesaic.training.tasks.tables import open_table
 from moesaic.training.tasks.text import Text
 
-CHAT = (
-    "{% for m in messages %}<s> {{ m.role }} {{ m.content }} </s>{% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant {% endif %}"
-)
-JOINED = "{% for m in messages %}{{ m.content }}{% endfor %}"
 EXACT = {"atol": 0, "rtol": 0}
 """The same bits: batches are made of the same numbers by the same code."""
 
@@ -79,14 +71,6 @@ def images(folder: Path, count: int = 10, *, texts: bool = False) -> Path:
         if texts:
             place.with_suffix(".txt").write_text(pico.text(3, n) + "\n")
     return folder
-
-
-def batch(prepared: Prepared, count: int | None = None) -> dict[str, Any]:
-    return prepared.collate([prepared.train[place] for place in range(count or len(prepared.train))])
-
-
-def loss(prepared: Prepared, inputs: dict[str, Any]) -> torch.Tensor:
-    return prepared.model(**{name: value for name, value in inputs.items() if name != GROUPS}).loss
 
 
 def test_text_is_packed_and_each_document_sees_itself_alone(models: Path) -> None:
@@ -201,110 +185,6 @@ def test_sub_folders_of_text_are_groups(models: Path, tmp_path: Path) -> None:
     prepared = Text(tmp_path, window=16).prepare(models / "llama", 0)
     assert prepared.groups == ("de", "en")
     assert set(batch(prepared)[GROUPS].tolist()) == {0, 1}
-
-
-def test_only_responses_are_predicted(models: Path) -> None:
-    rows = [{"prompt": pico.text(4, n), "response": pico.text(3, n + 50), "label": "xy"[n % 2]} for n in range(12)]
-    prepared = Instructions(rows, held_out=0).prepare(models / "llama", 0)
-    made = batch(prepared)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(models / "llama")
-    for place, row in enumerate(rows):
-        answer = [*tokenizer(row["response"], add_special_tokens=False)["input_ids"], 2]
-        assert made["labels"][place][made["labels"][place] != -100].tolist() == answer
-        assert made["input_ids"][place][: -len(answer) or None].tolist()[:1] == [1]
-    assert prepared.groups == ("x", "y")
-    assert made[GROUPS].tolist() == [n % 2 for n in range(12)]
-    assert loss(prepared, made).isfinite()
-
-
-def chatty(models: Path, folder: Path, *, template: str = CHAT) -> Path:
-    pico.llama(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def test_chat_templates_write_every_turn_and_each_answer_is_predicted(models: Path, tmp_path: Path) -> None:
-    turns = [("user", "the fox"), ("assistant", "runs"), ("user", "a dog"), ("assistant", "eats the hen")]
-    chat = [{"role": role, "content": content} for role, content in turns]
-    prepared = Instructions([{"messages": chat}], held_out=0).prepare(chatty(models, tmp_path), 0)
-    made = batch(prepared)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    whole = tokenizer.apply_chat_template(chat, tokenize=False)
-    assert made["input_ids"][0].tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
-    said = made["labels"][0][made["labels"][0] != -100].tolist()
-    assert tokenizer.decode(said) == "runs </s> eats the hen </s>"
-
-
-REWRITING = (
-    "{% set last = messages | length - 1 %}"
-    "{% for m in messages %}<s> {{ m.role }} "
-    "{% if loop.index0 == last and m.role == 'assistant' %}<unk> <unk> {% endif %}{{ m.content }} </s> {% endfor %}"
-    "{% if add_generation_prompt %}<s> assistant {% endif %}"
-)
-"""Like Qwen3's: marks of reasoning stand before the last response alone."""
-
-
-def test_of_chats_whose_earlier_turns_are_rewritten_the_last_response_is_predicted(
-    models: Path, tmp_path: Path
-) -> None:
-    turns = [("user", "the fox"), ("assistant", "runs"), ("user", "a dog"), ("assistant", "eats the hen")]
-    chat = [{"role": role, "content": content} for role, content in turns]
-    made = batch(
-        Instructions([{"messages": chat}], held_out=0).prepare(chatty(models, tmp_path, template=REWRITING), 0)
-    )
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    whole = tokenizer.apply_chat_template(chat, tokenize=False)
-    assert made["input_ids"][0].tolist() == tokenizer(whole, add_special_tokens=False)["input_ids"]
-    said = made["labels"][0][made["labels"][0] != -100].tolist()
-    assert tokenizer.decode(said) == "<unk> <unk> eats the hen </s>"
-
-
-def prefixing() -> Any:
-    """Return a tokenizer like Llama 2's: it writes a space before whatever text it is given."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="<unk>", fuse_unk=True))
-    steps = [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
-    made.normalizer = tokenizers.normalizers.Sequence(steps)
-    trainer = tokenizers.trainers.BpeTrainer(vocab_size=80, special_tokens=["<unk>", "<s>", "</s>"])
-    made.train_from_iterator([*pico.texts(), "\n", "the\nfox"], trainer)
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-
-
-@pytest.mark.parametrize("tokenizer", [prefixing(), transformers.ByT5Tokenizer()], ids=["fast", "slow"])
-def test_a_conversation_is_tokenised_as_one_text(tokenizer: Any) -> None:
-    chat = [{"role": role, "content": pico.text(4, n)} for n, role in enumerate(["user", "assistant"] * 2)]
-    turns = tokenised(TextReader(tokenizer, 999, 0), chat, "row", 0)
-    assert turns is not None
-    asked, said, more, again = (message["content"] for message in chat)
-    whole = tokenizer(f"{asked}\n{said}{more}\n{again}", add_special_tokens=False)["input_ids"]
-    assert turns.ids_T.tolist() == [*whole, tokenizer.eos_token_id]
-    ends = np.flatnonzero(np.diff(turns.response_T)) + 1  # where a prompt or a response ends
-    pieces = [tokenizer.decode(part).replace("▁", " ") for part in np.split(turns.ids_T, ends)]
-    joined = [piece.replace(" ", "") for piece in pieces]
-    assert joined == [one.replace(" ", "") for one in (f"{asked}\n", said, f"{more}\n", f"{again}</s>")]
-    assert turns.response_T[ends[0]]
-    assert not turns.response_T[0]
-
-
-def test_a_token_of_both_prompt_and_response_is_predicted() -> None:
-    """Else the prompt would hold the first letters of its response."""
-    made = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "ab": 2, "c": 3}, [("a", "b")]))
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, chat_template=JOINED)
-    chat = [{"role": "user", "content": "ca"}, {"role": "assistant", "content": "bc"}]
-    turns = tokenised(TextReader(tokenizer, 99, 0), chat, "row", 0)
-    assert turns is not None
-    assert turns.ids_T.tolist() == [3, 2, 3]
-    assert turns.response_T.tolist() == [False, True, True]
-
-
-def test_conversations_longer_than_the_window_are_cut(models: Path) -> None:
-    rows = [{"prompt": pico.text(5, n), "response": pico.text(9, n)} for n in range(4)]
-    assert batch(Instructions(rows, window=10, held_out=0).prepare(models / "llama", 0))["input_ids"].shape == (4, 10)
-    with pytest.raises(TrainingError, match=r"within the window of 4 tokens\. Got none"):
-        Instructions(rows, window=4).prepare(models / "llama", 0)
 
 
 def test_speech_gets_the_decoder_aligned(models: Path, tmp_path: Path) -> None:
@@ -532,50 +412,6 @@ def test_held_out_documents_are_in_no_window(models: Path) -> None:
     stream = " ".join(map(str, batch(prepared)["input_ids"].flatten().tolist()))
     for place in range(len(prepared.held_out)):
         assert " ".join(map(str, prepared.held_out[place].ids_T.tolist())) not in stream
-
-
-def test_tables_of_every_kind_of_file(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "one.csv").write_text('x,y\n1,"two\nlines"\n')
-    (tmp_path / "two.tsv").write_text('x\ty\n2\t"raw\n')
-    (tmp_path / "three.json").write_text('[{"x": "3"}]')
-    (tmp_path / "four.jsonl").write_text('{"x": "4"}\n\n{"x": "5", "label": "own"}\n')
-    table = open_table(tmp_path)
-    assert table.column("x") == ["1", "4", "5", "3", "2"]
-    assert table.column("y") == ["two\nlines", None, None, None, '"raw']
-    assert table.groups("label") == (("a", "own"), [0, -1, 1, -1, -1])
-
-
-@pytest.mark.parametrize("kind", ["csv", "tsv"])
-def test_a_field_of_a_table_may_be_of_any_length(kind: str, tmp_path: Path) -> None:
-    long = "the fox " * 50_000  # 400,000 characters: csv's own limit is 131,072
-    file = tmp_path / f"a.{kind}"
-    file.write_text(f"text\n{long}\n")
-    assert open_table(file).column("text") == [long]
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "says"),
-    [
-        ("a.csv", 'text,label\n"the\nfox",a\n\nfox, big,b\n', r"a.csv:5: .* names 2 columns\. Got 3\. Quote what is"),
-        ("a.tsv", "text\tlabel\nthe fox\ta\t\n", r"a.tsv:2: .* names 2 columns\. Got 3\. Take tabs out of what"),
-        ("a.csv", 'text,label\nfox,a\n"dog,b\nhen,c\n', r"a.csv:3: the row must be CSV\. Got: unexpected end of data"),
-        ("a.csv", 'text,label\n"the "big" fox",a\n', r"a.csv:2: the row must be CSV\. Got: ',' expected after"),
-    ],
-)  # fmt: skip
-def test_rows_that_would_lose_or_swallow_fields_are_refused(file: str, content: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / file).write_text(content)
-    with pytest.raises(TrainingError, match=says):
-        open_table(tmp_path / file)
-
-
-def test_a_row_that_ends_early_lacks_the_other_columns(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("text,label\nfox\n\ndog,b\n")
-    table = open_table(tmp_path / "a.csv")
-    assert [dict(table[place].values) for place in range(2)] == [
-        {"text": "fox", "label": None},
-        {"text": "dog", "label": "b"},
-    ]
 
 
 def test_rows_of_datasets_with_class_labels(models: Path) -> None:
