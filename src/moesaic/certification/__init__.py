@@ -13,12 +13,14 @@ from moesaic.certification.by_layer import explained, fits, load_by_layer
 from moesaic.certification.capture import run
 from moesaic.certification.certificate import Certificate
 from moesaic.certification.diversity import diversity
+from moesaic.certification.origin import check_record, check_stock, is_source
 from moesaic.certification.promise import hold_to_promise
 from moesaic.certification.source import Source
 from moesaic.certification.spliced import SplicedCertificate, certify_spliced
 from moesaic.certification.tally import Tally
 from moesaic.certification.text import Batch, Text
 from moesaic.checkpoints.dense import read_json
+from moesaic.errors import CertificateError
 from moesaic.lazy import torch
 from moesaic.modeling.loading import load
 from moesaic.modeling.sections import SECTION
@@ -55,10 +57,13 @@ def certify(
         progress: called with (layers run since the last call, layers in all).
 
     Raises:
-        CertificateError: if a weight is left over or missing, or a promised function is not kept.
+        CertificateError: if the dense model is of another class or size than the one that the MoE was made from, if a
+            weight is left over or missing, or a promised function is not kept. A dense model of the same class and
+            size with other weights is compared, and the certificate says so.
     """
     dense, moe = Path(dense), Path(moe)
     record = record or read_json(moe / "moesaic.json")
+    check_record(record, moe)
     config = moe_config or read_json(moe / "config.json")
     if SECTION in config:
         dense_config = read_json(dense / "config.json")
@@ -79,6 +84,7 @@ def certify_stock(
     """Compare a dense language model with the stock MoE made from it, on text; arguments as for `certify`."""
     target, spec = records(SparseTarget)[record["target"]], record["spec"]
     sources = Source.open(dense), Source.open(moe, moe_config)
+    check_stock(*sources, record)
     vocab, hidden = sources[0].vocab_and_hidden
     text = Text.read(dense, data, max_tokens, vocab)
     by_layer = not fits(*sources) if streaming is None else streaming
@@ -91,9 +97,15 @@ def certify_stock(
         _compare(batch, run_dense, run_moe, tally, target, spec, lambda: progress(1, steps))
     for layer, value in diversity(sources[1], target, spec):
         tally.layers[layer].diversity = value
-    hold_to_promise(record, "the logits", tally.max_logit_diff, tally.max_logit)
+    recorded = is_source(sources[0].checkpoint, record)
+    if recorded:
+        hold_to_promise(record, "the logits", tally.max_logit_diff, tally.max_logit)
     return Certificate.of(
-        tally, text.name, promised=bool(record["preserves_function"]), rounds_to=record.get("rounds_to")
+        tally,
+        text.name,
+        promised=bool(record["preserves_function"]),
+        rounds_to=record.get("rounds_to"),
+        is_source=recorded,
     )
 
 
@@ -139,6 +151,11 @@ def _compare(
 
     dense_BTV = dense(batch.ids(), keep)
     moe_BTV = moe(batch.ids(), meet, dict.fromkeys(spec["moe_layers"], target.router_modules), route)
+    if dense_BTV.shape != moe_BTV.shape:
+        raise CertificateError(
+            f"The dense model: its logits must be those of the MoE, {list(moe_BTV.shape)}. Got "
+            f"{list(dense_BTV.shape)}. Give the language model that the MoE was made from."
+        )
     for dense_TV, moe_TV, ids in zip(dense_BTV, moe_BTV, batch.sequences, strict=True):
         tally.logits(dense_TV[: len(ids)], moe_TV[: len(ids)], torch.tensor(ids))
 

@@ -24,6 +24,7 @@ class Certificate:
         dense_loss, moe_loss: next-token cross-entropy, nats per token; loss_change: MoE minus dense.
         promised: whether the method claims to keep the function, which is then checked; up to one rounding of its
             computed weights to the dtype `rounds_to`, None where all are copies. layers: one row per decoder layer.
+        is_source: whether the dense model has the weights that moesaic.json records; else no promise is checked.
     """
 
     tokens: int
@@ -38,9 +39,12 @@ class Certificate:
     promised: bool
     rounds_to: str | None
     layers: list[dict[str, Any]]
+    is_source: bool
 
     @classmethod
-    def of(cls, tally: Tally, text: str, *, promised: bool, rounds_to: str | None = None) -> Certificate:
+    def of(
+        cls, tally: Tally, text: str, *, promised: bool, rounds_to: str | None = None, is_source: bool = True
+    ) -> Certificate:
         """Round what was counted: three figures, and none that is finer than rounding noise in float32."""
         return cls(
             tokens=tally.kl.count,
@@ -55,6 +59,7 @@ class Certificate:
             promised=promised,
             rounds_to=rounds_to,
             layers=[{"layer": i, **layer_row(layer)} for i, layer in sorted(tally.layers.items())],
+            is_source=is_source,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -65,6 +70,7 @@ class Certificate:
         """Return the short table: quantity, value with its unit."""
         relative = self.max_logit_diff / max(self.max_logit, 1e-30)
         table = [
+            *source_rows(is_source=self.is_source),
             ("text", f"{self.text}, {self.tokens:,} tokens"),
             (
                 "max logit difference",
@@ -74,10 +80,18 @@ class Certificate:
             ("top-1 agreement", f"{100 * self.agreement:.2f} %"),
             ("loss dense -> MoE", f"{self.dense_loss:.4f} -> {self.moe_loss:.4f} nats per token"),
         ]
-        return table + layer_rows(self.layers, self.rounds_to, promised=self.promised)
+        return table + layer_rows(self.layers, self.rounds_to, promised=self.promised, is_source=self.is_source)
 
 
-def layer_rows(layers: list[dict[str, Any]], rounds_to: str | None, *, promised: bool) -> list[tuple[str, str]]:
+def source_rows(*, is_source: bool) -> list[tuple[str, str]]:
+    """Return what the short table says first where the dense model is not the one that the MoE was made from."""
+    other = "not the one that the MoE was made from, by moesaic.json: other weights, or its own in another dtype"
+    return [] if is_source else [("dense model", other)]
+
+
+def layer_rows(
+    layers: list[dict[str, Any]], rounds_to: str | None, *, promised: bool, is_source: bool
+) -> list[tuple[str, str]]:
     """Return the part of the short table that sums the layers up, and the verdict."""
     titles = {
         "router_entropy": "router entropy / ln E",
@@ -95,7 +109,8 @@ def layer_rows(layers: list[dict[str, Any]], rounds_to: str | None, *, promised:
         if values := [row[key] for row in layers if key in row]:
             table.append((title, _span(values)))
     rounding = f", up to rounding to {rounds_to}" if rounds_to in ("BF16", "F16") else ""
-    return [*table, ("function preserved", f"promised and kept{rounding}" if promised else "not promised")]
+    kept = f"promised and kept{rounding}" if is_source else "promised of another dense model, so not judged"
+    return [*table, ("function preserved", kept if promised else "not promised")]
 
 
 def layer_row(layer: LayerTally) -> dict[str, Any]:

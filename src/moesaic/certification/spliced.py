@@ -13,11 +13,13 @@ from moesaic.calibration.data import Source
 from moesaic.calibration.readers.base import Feed
 from moesaic.calibration.rows import match
 from moesaic.certification.batches import answer, open_batches
-from moesaic.certification.certificate import NOISE, TINY, figures, layer_row, layer_rows, or_less
+from moesaic.certification.certificate import NOISE, TINY, figures, layer_row, layer_rows, or_less, source_rows
 from moesaic.certification.diversity import mean_distance
+from moesaic.certification.origin import check_spliced_class, check_spliced_sizes, is_source
 from moesaic.certification.promise import hold_to_promise
 from moesaic.certification.similarity import linear_cka, output_cosine
 from moesaic.certification.tally import LayerTally, Mean
+from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.errors import CertificateError, listing
 from moesaic.lazy import torch
 from moesaic.modeling.dense_ffn import activation, dense_ffn
@@ -45,7 +47,7 @@ class SplicedCertificate:
             that the MoE layers reach.
         max_diff, max_value: of it, over everything. cosine: mean, of its vectors, dense against MoE.
         kl, agreement: where it is logits: KL(dense || MoE) in nats, share with the same best class; else None.
-        promised, rounds_to: as in `Certificate`. layers: one row per MoE layer.
+        promised, rounds_to, is_source: as in `Certificate`. layers: one row per MoE layer.
     """
 
     data: str
@@ -59,6 +61,7 @@ class SplicedCertificate:
     promised: bool
     rounds_to: str | None
     layers: list[dict[str, Any]]
+    is_source: bool
 
     def to_json(self) -> dict[str, Any]:
         """Return what goes into moesaic.json."""
@@ -68,6 +71,7 @@ class SplicedCertificate:
         """Return the short table: quantity, value with its unit."""
         relative = self.max_diff / max(self.max_value, 1e-30)
         table = [
+            *source_rows(is_source=self.is_source),
             ("data", f"{self.data}, {self.tokens:,} vectors of {self.output}"),
             ("max difference", f"{self.max_diff:.3g} ({relative:.1g} of {self.max_value:.3g}, the largest)"),
             ("1 - cosine of an output vector", f"{or_less(1 - self.cosine)} (mean)"),
@@ -75,7 +79,7 @@ class SplicedCertificate:
         if self.kl is not None and self.agreement is not None:
             table.append(("KL(dense || MoE)", f"{or_less(self.kl)} nats"))
             table.append(("top-1 agreement", f"{100 * self.agreement:.2f} %"))
-        return table + layer_rows(self.layers, self.rounds_to, promised=self.promised)
+        return table + layer_rows(self.layers, self.rounds_to, promised=self.promised, is_source=self.is_source)
 
 
 @dataclass
@@ -126,11 +130,14 @@ def certify_spliced(
             reads no text. max_tokens: compared, about. progress: called with (FFNs run, FFNs in all).
 
     Raises:
-        CertificateError: if a weight is left over or missing, if an FFN is not what was found, or if a promised
-            function is not kept.
+        CertificateError: if the dense model is of another class or size, if a weight is left over or missing, if an FFN
+            is not what was found, or if a promised function is not kept.
     """
     entries = moe_config[SECTION]["sites"]
+    check_spliced_class(dense, dense_config, moe_config[SECTION]["class_name"], record)
     models = [load(dense, dense_config, torch.float32), load(moe, moe_config, torch.float32)]
+    check_spliced_sizes(dense, models, entries, record)
+    recorded = is_source(DenseCheckpoint.open(dense), record)
     batches = open_batches(dense, models[0], data, max_tokens)
     compared: dict[str, Comparison] = {}
     share = math.ceil(SAMPLE / len(batches.feeds))
@@ -147,7 +154,7 @@ def certify_spliced(
             for name, value in first.items():
                 compared.setdefault(name, Comparison(name)).add(value, second[name], feed)
     _check_all_ran(layers)
-    for each in compared.values():
+    for each in compared.values() if recorded else ():
         hold_to_promise(record, each.output, each.max_diff, each.max_value)
     for layer in layers:
         layer.compare_experts(models[1])
@@ -165,6 +172,7 @@ def certify_spliced(
         promised=bool(record["preserves_function"]),
         rounds_to=record.get("rounds_to"),
         layers=[layer.row() for layer in layers],
+        is_source=recorded,
     )
 
 

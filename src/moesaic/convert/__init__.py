@@ -11,6 +11,7 @@ from typing import Any
 from moesaic import __version__
 from moesaic.checkpoints.audit import audit
 from moesaic.checkpoints.dense import DenseCheckpoint
+from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.layout import index_json, lay_out
 from moesaic.checkpoints.place import settle
 from moesaic.checkpoints.side_files import is_side_file
@@ -101,6 +102,7 @@ def convert(
     read = sum(info.nbytes for info in source.infos.values())
     hashes = audit(source, writing.threads, lambda done: progress("check", done, read))
     record = provenance(conversion, hashes, name or source.folder.name)
+    record["source"]["fingerprint"] = fingerprint(source)
     if calibration:
         record["calibration"] = dict(calibration)
     shards = lay_out(plan.outputs, source, writing.max_shard_bytes)
