@@ -127,3 +127,23 @@ def test_what_no_conversion_made_is_one_message(models: Path, tmp_path: Path) ->
     (trained / "moesaic.json").write_text(json.dumps({"moesaic": "0.1.0", "training": {}}))
     with pytest.raises(CertificateError, match=r"must be a MoE that moesaic made\. Its moesaic\.json says no experts"):
         certify(models / "llama", trained)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("tokens", ["1", "0", "-7"])
+def test_too_few_tokens_are_wrong_usage(models: Path, name: str, tokens: str) -> None:
+    code, out, err = said("certify", str(models / name), str(models / f"moe-{name}"), "--max-tokens", tokens)
+    assert (code, out) == (2, "")
+    assert err == f"max_tokens: it must be 2 or more. Got {tokens}.\n"
+
+
+@pytest.mark.parametrize(("asked", "tokens"), [(2, 2), (3, 3), (7, 6), (30, 28), (64, 64)])
+def test_no_more_tokens_are_compared_than_asked_for(models: Path, asked: int, tokens: int) -> None:
+    assert certify(models / "llama", models / "moe-llama", max_tokens=asked).tokens == tokens
+
+
+def test_spliced_layers_do_not_come_one_by_one(models: Path) -> None:
+    code, out, err = said("certify", str(models / "gpt2"), str(models / "moe-gpt2"), "--layer-by-layer")
+    assert (code, out) == (1, "")
+    assert "must be of a stock class. Got MoE layers spliced into GPT2LMHeadModel" in err
+    assert err.endswith("Leave --layer-by-layer out.\n")

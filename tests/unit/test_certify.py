@@ -219,6 +219,7 @@ def test_text_is_cut_to_the_tokens_asked_for_and_into_pieces(tmp_path: Path) -> 
     passages = Text.read(folder, None, 70, 28)
     assert passages.name == "built-in passages"
     assert [len(ids) for ids in passages.sequences] == [10] * 7
+    assert [len(ids) for ids in Text.read(folder, None, 5, 28).sequences] == [2] * 2
 
 
 def test_text_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -57,15 +57,24 @@ def certify(
         progress: called with (layers run since the last call, layers in all).
 
     Raises:
-        CertificateError: if the dense model is of another class or size than the one that the MoE was made from, if a
-            weight is left over or missing, or a promised function is not kept. A dense model of the same class and
-            size with other weights is compared, and the certificate says so.
+        ValueError: if max_tokens is below 2.
+        CertificateError: if layers of a spliced model shall come one by one; if the dense model is of another class or
+            size than the one that the MoE was made from; if a weight is left over or missing, or a promised function is
+            not kept. A dense model of the same class and size with other weights is compared, and the certificate says
+            so.
     """
+    if max_tokens < 2:
+        raise ValueError(f"max_tokens: it must be 2 or more. Got {max_tokens}.")
     dense, moe = Path(dense), Path(moe)
     record = record or read_json(moe / "moesaic.json")
     check_record(record, moe)
     config = moe_config or read_json(moe / "config.json")
     if SECTION in config:
+        if streaming:
+            raise CertificateError(
+                f"{moe}: a model whose layers come one by one must be of a stock class. Got MoE layers spliced into "
+                f"{config[SECTION]['class_name']}, which is held whole. Leave --layer-by-layer out."
+            )
         dense_config = read_json(dense / "config.json")
         return certify_spliced(dense, moe, config, dense_config, record, data, max_tokens, progress)
     return certify_stock(dense, moe, config, record, data, max_tokens, streaming, progress)

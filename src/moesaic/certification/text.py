@@ -29,7 +29,7 @@ class Text:
 
     @classmethod
     def read(cls, dense: Path, data: Source | None, max_tokens: int, vocab: int) -> Text:
-        """Tokenise the built-in passages or the user's text file, at most `max_tokens` in all.
+        """Tokenise the built-in passages or the user's text file, at most `max_tokens` in all, 2 or more.
 
         A model folder without a tokenizer is compared on random token ids, and the table says so.
 
@@ -42,10 +42,12 @@ class Text:
             check(dense, data)
         if encode is None:
             key = int.from_bytes(hashlib.sha256(b"certificate").digest()[:4], "little")
-            ids = torch.randint(vocab, (4, max(max_tokens // 4, 8)), generator=torch.Generator().manual_seed(key))
+            rows = min(4, max_tokens // 2)
+            generator = torch.Generator().manual_seed(key)
+            ids = torch.randint(vocab, (rows, max_tokens // rows), generator=generator)
             return cls("random token ids (the model has no tokenizer)", ids.tolist())
-        share = max(max_tokens // len(passages), 2)
-        whole = [encode(text)[:share] for _, text in passages]
+        read = passages[: max_tokens // 2]
+        whole = [encode(text)[: max_tokens // len(read)] for _, text in read]
         pieces = [ids[start : start + PIECE] for ids in whole for start in range(0, len(ids), PIECE)]
         kept = [ids for ids in pieces if len(ids) > 1]
         if not kept:

@@ -98,7 +98,7 @@ def _of_options(error: ValueError) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     name = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
-    checks = ("moesaic.spec", "moesaic.method", "moesaic.convert", "moesaic.calibrating")
+    checks = ("moesaic.spec", "moesaic.method", "moesaic.convert", "moesaic.calibrating", "moesaic.certification")
     training = ("moesaic.losses.", "moesaic.training.stages", "moesaic.training.recipe", "moesaic.training.tasks.")
     return name in checks or name.startswith((*training, "moesaic.evaluation.tasks.", "moesaic.corpora."))
 

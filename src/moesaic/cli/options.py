@@ -135,9 +135,9 @@ class CertifyOptions:
     data: Optional[Path] = None
     """A text file; for a spliced model a file or folder of what it reads. Built-in passages if left out."""
     max_tokens: int = 1024
-    """Tokens compared in all."""
+    """Tokens compared in all, at least 2; for a spliced model about so many, as it reads whole items."""
     layer_by_layer: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Hold one layer in memory at a time; done without asking where both models do not fit."""
+    """Hold one layer of a stock class in memory at a time; done without asking where both models do not fit."""
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print JSON instead of tables."""
 
