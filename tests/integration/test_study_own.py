@@ -75,7 +75,10 @@ def test_pictures_without_labels_are_refused(tmp_path: Path, capsys: pytest.Capt
     model, data = pico.clip(tmp_path / "clip"), pictures(tmp_path / "data", labels=False)
     words = ["study", "encoder", "--model", str(model), "--data", str(data), "--layers", "last:1"]
     assert run([*words, "--out", str(tmp_path / "out")]) == 1
-    assert "every row must have image, text and label. Got rows without label." in capsys.readouterr().err
+    assert (
+        "every row must have image, label, text, fit to be used. Got:\n  - train.jsonl:1: no label."
+        in capsys.readouterr().err
+    )
 
 
 def test_the_language_studies_take_a_decoder_of_any_depth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def check_texts(table: Table, *columns: str) -> None:
         f"{row.name}: {column} {fault}"
         for row in (table[place] for place in range(len(table)))
         for column in columns
-        if (fault := _fault(row.values[column]))
+        if (fault := text_fault(row.values[column]))
     ]
     if wrong:
         raise EvaluationError(
@@ -118,7 +118,8 @@ def check_texts(table: Table, *columns: str) -> None:
         )
 
 
-def _fault(text: Any) -> str:
+def text_fault(text: Any) -> str:
+    """Return what is wrong with a text, as it follows its name; empty where nothing is."""
     if not isinstance(text, str):
         return f"is of the type {type(text).__name__}"
     try:

@@ -11,13 +11,14 @@ from typing import Any
 from moesaic import corpora
 from moesaic.corpora import PARTS, Corpus
 from moesaic.errors import StudyError
+from moesaic.studies.checking import MEDIA, Needs, check
+from moesaic.studies.inputs import note
 from moesaic.studies.study import Say
-from moesaic.training.tasks.tables import open_table
+from moesaic.training.tasks.tables import Row, open_table
 
 ROWS = "rows.jsonl"
 """Training and validation rows, each with its `part`."""
 TEST = "test.jsonl"
-MEDIA = ("audio", "image")
 
 
 Fits = Callable[[Mapping[str, Any]], bool]
@@ -31,22 +32,24 @@ def write_parts(
     rows: int,
     say: Say,
     fits: Fits | None = None,
+    needs: Needs | None = None,
 ) -> None:
     """Write `rows.jsonl` and `test.jsonl` into a new folder.
 
     Args:
         source: a corpus, or a folder with train, validation and test.jsonl, whose one split serves all folds.
         most: rows of a part at most, the first ones. rows: of any part at most; 0: as many as `most` says.
-        fits: says which rows count; None: all.
+        fits: says which rows count; None: all. needs: what those of a folder must have; None: nothing is checked.
 
     Raises:
-        StudyError: where the folder lacks a part.
+        StudyError: where the folder lacks a part, or rows what they need.
     """
     if isinstance(source, Corpus):
         corpora.write(source, out, fold, say=say)
         folder = out
     else:
-        folder, missing = Path(source), [part for part in PARTS if not Path(source, f"{part}.jsonl").is_file()]
+        folder = Path(source).expanduser().absolute()
+        missing = [part for part in PARTS if not (folder / f"{part}.jsonl").is_file()]
         if missing:
             raise StudyError(
                 f"{source}: the data must be a corpus of `moesaic sources`, or a folder with train.jsonl, "
@@ -54,10 +57,16 @@ def write_parts(
             )
         out.mkdir()
     limits = {part: min((limit for limit in (most.get(part), rows) if limit), default=None) for part in PARTS}
-    found = {part: _read(folder / f"{part}.jsonl", limits[part], out, fits) for part in PARTS}
+    rows_of = {part: _read(folder / f"{part}.jsonl", limits[part], fits) for part in PARTS}
+    if folder != out and needs is not None:
+        check(str(source), rows_of, needs)
+    found = {part: [_placed(row, out) for row in of] for part, of in rows_of.items()}
     both = [{**row, "part": part} for part in ("train", "validation") for row in found[part]]
     write_rows(out / ROWS, both)
     write_rows(out / TEST, found["test"])
+    if folder != out:
+        media = (row.get(key) for row in (*both, *found["test"]) for key in MEDIA)
+        note(out, [folder / f"{part}.jsonl" for part in PARTS], [one for one in media if isinstance(one, str)])
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
@@ -71,15 +80,18 @@ def write_rows(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     file.write_text(text, encoding="utf-8")
 
 
-def _read(file: Path, most: int | None, out: Path, fits: Fits | None) -> list[dict[str, Any]]:
-    """Return the first rows of a file that fit; media that stand elsewhere than in `out` by absolute paths."""
+def _read(file: Path, most: int | None, fits: Fits | None) -> list[Row]:
+    """Return the first rows of a file that fit."""
     table = open_table(file)
     every = (table[place] for place in range(len(table)))
-    rows = list(islice((row for row in every if fits is None or fits(row.values)), most))
-    if file.parent == out:
-        return [dict(row.values) for row in rows]
-    return [{key: _placed(row.folder, key, value) for key, value in row.values.items()} for row in rows]
+    return list(islice((row for row in every if fits is None or fits(row.values)), most))
 
 
-def _placed(folder: Path, key: str, value: Any) -> Any:
-    return str((folder / value).absolute()) if key in MEDIA and isinstance(value, str) else value
+def _placed(row: Row, out: Path) -> dict[str, Any]:
+    """Return a row as it is written; media that stand elsewhere than in `out` by absolute paths."""
+    placed = {
+        key: str((row.folder / value).absolute())
+        for key, value in row.values.items()
+        if key in MEDIA and isinstance(value, str) and row.folder != out
+    }
+    return {**row.values, **placed}

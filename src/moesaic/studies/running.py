@@ -10,7 +10,7 @@ from typing import Any
 from moesaic.alone import LOCK, alone
 from moesaic.errors import StudyError, listing
 from moesaic.studies import cell as cells
-from moesaic.studies import plots
+from moesaic.studies import inputs, plots
 from moesaic.studies.records import CELLS, Cell, any_measured, divergence, read
 from moesaic.studies.result import Result, collect
 from moesaic.studies.study import Study
@@ -67,7 +67,9 @@ def study(
             cells.sweep(folder)
         first = [Cell(name, seed, made.rates) for seed in made.tuned_on for name in chosen]
         missing = dict.fromkeys(cell.arm for cell in first if not cell.found(place))
-        _refuse_misfits(made, missing, cells.dense_of(made, place, say))
+        dense = cells.dense_of(made, place, say)
+        inputs.settle(place, place / RECORD, place / cells.DATA, dense)
+        _refuse_misfits(made, missing, dense)
         for seed in made.seeds:
             cells.data_of(made, seed, place, say)
         progress("study", 0, total)
@@ -129,7 +131,7 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
         )
     if not resume:
         raise StudyError(f"{out}: out must be new. Got an earlier study. Pass --resume to go on with it.")
-    write_json(file, {**now, "arms": list({**arms, **{arm["name"]: arm for arm in now["arms"]}}.values())})
+    write_json(file, {**then, **now, "arms": list({**arms, **{arm["name"]: arm for arm in now["arms"]}}.values())})
 
 
 def _refuse_misfits(made: Study, names: Iterable[str], dense: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 WHOLE = 1 << 28
@@ -21,12 +22,20 @@ def digest(data: Path, out: Path) -> str | None:
     Args:
         data: the file or folder. out: of the run, which does not count where it lies within the data.
     """
-    found = hashlib.sha256()
     try:
         data, out = data.expanduser().resolve(), out.expanduser().resolve()
-        files = {file: file.stat().st_size for file in _files(data, out)}
-        is_whole = sum(files.values()) <= WHOLE
-        for file, size in files.items():
+        return digest_of(_files(data, out), data)
+    except OSError:
+        return None
+
+
+def digest_of(files: Iterable[Path], data: Path) -> str | None:
+    """Return the same of these files in this order, named by their paths below `data`."""
+    found = hashlib.sha256()
+    try:
+        sizes = {file: file.stat().st_size for file in files}
+        is_whole = sum(sizes.values()) <= WHOLE
+        for file, size in sizes.items():
             found.update(repr((file.relative_to(data).as_posix(), size)).encode("utf-8", "surrogatepass"))
             with file.open("rb") as stream:
                 if is_whole:
@@ -36,7 +45,7 @@ def digest(data: Path, out: Path) -> str | None:
                     found.update(os.pread(stream.fileno(), SAMPLE, start))
     except OSError:
         return None
-    return found.hexdigest() if files else None
+    return found.hexdigest() if sizes else None
 
 
 def _files(data: Path, out: Path) -> list[Path]:

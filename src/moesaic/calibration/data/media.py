@@ -34,9 +34,19 @@ class Picture:
         Raises:
             CalibrationError: where it can't be decoded, or pillow is missing.
         """
+        image: Image = self._decode(lambda pil: _of_bytes(self._open(pil), pil).convert("RGB"))
+        return image
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How wide and high it is, from the head of the file."""
+        width, height = self._decode(lambda pil: self._open(pil).size)
+        return width, height
+
+    def _decode(self, work: Callable[[Any], Any]) -> Any:
         pil = _needed("PIL.Image", "pillow", self.name)
         try:
-            return _of_bytes(self._open(pil), pil).convert("RGB")
+            return work(pil)
         except (*UNDECODABLE, pil.DecompressionBombError) as error:
             raise CalibrationError(
                 f"{self.name}: the image must be whole. Got {type(error).__name__}: {error}. "

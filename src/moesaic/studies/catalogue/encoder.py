@@ -32,6 +32,7 @@ from moesaic.recipes.image_text_contrastive import image_text_contrastive
 from moesaic.routers.centroids import Centroids
 from moesaic.saving import disk_faults
 from moesaic.studies.arm import Arm
+from moesaic.studies.checking import Needs
 from moesaic.studies.parts import ROWS, TEST, read_rows, write_parts, write_rows
 from moesaic.studies.study import Measure, Say, Study
 from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
@@ -82,16 +83,21 @@ class PicturesBench:
                 write_parts(corpus, out / corpus.name(), fold, MOST, self.rows, say)
             rows, test = (_joined(out, name) for name in (ROWS, TEST))
         else:
-            write_parts(self.source, out, fold, MOST, self.rows, say)
+            needs = Needs(texts=("text",), columns=("image", "label"))
+            write_parts(self.source, out, fold, MOST, self.rows, say, needs=needs)
             rows, test = (read_rows(out / name) for name in (ROWS, TEST))
-            _check([*rows, *test], self.source)
         train = [row for row in rows if row["part"] == "train"]
         write_rows(out / ROWS, _apart(rows))
         write_rows(out / TEST, test)
         write_rows(out / SAMPLE, _sampled(train, self.sample))
         known = {label for label, count in Counter(row["label"] for row in train).items() if count >= SHOTS}
         few = [*train, *({**row, "part": "test"} for row in test)]
-        write_rows(out / FEW, [row for row in few if row["label"] in known])
+        write_rows(out / FEW, chosen := [row for row in few if row["label"] in known])
+        if len(known) < 2 or all(row["part"] == "train" for row in chosen):
+            raise StudyError(
+                f"{self.source}: two labels or more must have {SHOTS} training rows, and a test row among them. Got "
+                f"{len(known)} with as many, and {len(chosen)} rows of these. Add rows."
+            )
 
     def dense(self, out: Path, say: Say) -> Path:
         if self.model != OURS:
@@ -190,19 +196,6 @@ def arms() -> tuple[Arm, ...]:
             spec=MOE,
         ),
     )
-
-
-def _check(rows: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Check that rows have what a dual encoder is trained on and measured by.
-
-    Raises:
-        StudyError: naming the columns that are missing.
-    """
-    missing = [name for name in ("image", "text", "label") if not all(name in row for row in rows)]
-    if missing:
-        raise StudyError(
-            f"{source}: every row must have image, text and label. Got rows without {', '.join(missing)}. Add them."
-        )
 
 
 def _joined(out: Path, name: str) -> list[dict[str, Any]]:

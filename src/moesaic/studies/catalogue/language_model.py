@@ -22,6 +22,7 @@ from moesaic.recipes.continued_pretraining import continued_pretraining
 from moesaic.routers.centroids import Centroids
 from moesaic.routers.ridge import Ridge
 from moesaic.studies.arm import Arm
+from moesaic.studies.checking import Needs
 from moesaic.studies.parts import ROWS, TEST, read_rows, write_parts, write_rows
 from moesaic.studies.study import Measure, Say, Study
 from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
@@ -65,7 +66,7 @@ class LanguageBench:
     sample: int = 4
 
     def data(self, fold: int, out: Path, say: Say) -> None:
-        write_parts(self.corpus(), out, fold, {}, 0, say)
+        write_parts(self.corpus(), out, fold, {}, 0, say, needs=Needs(texts=("text",), blank=True))
         rows, test = read_rows(out / ROWS), read_rows(out / TEST)
         train = list(_first([row for row in rows if row["part"] == "train"], self.train))
         validation = [row for row in rows if row["part"] == "validation"]

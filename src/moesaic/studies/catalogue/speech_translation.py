@@ -21,6 +21,7 @@ from moesaic.experts.zero_routed import ZeroRouted
 from moesaic.recipes.speech_translation import speech_translation
 from moesaic.routers.ridge import Ridge
 from moesaic.studies.arm import Arm
+from moesaic.studies.checking import Needs
 from moesaic.studies.parts import ROWS, TEST, write_parts
 from moesaic.studies.study import Measure, Say, Study
 from moesaic.studies.usual import BALANCE, BARE, ISO_FLOP, MOE, UP_ISO_FLOP
@@ -57,9 +58,9 @@ class SpeechBench:
     def data(self, fold: int, out: Path, say: Say) -> None:
         corpus = StampsSpeech(longest=self.longest) if self.source == StampsSpeech.name() else None
         fits = (lambda row: len(row["text"].encode()) <= self.letters) if corpus else None
-        write_parts(
-            corpus or self.source, out, fold, {"train": 4000, "validation": 400, "test": 400}, self.rows, say, fits
-        )
+        most = {"train": 4000, "validation": 400, "test": 400}
+        needs = Needs(texts=("text", "language"), columns=("audio",))
+        write_parts(corpus or self.source, out, fold, most, self.rows, say, fits, needs)
 
     def dense(self, out: Path, say: Say) -> Path:
         from moesaic.checkpoints.sources import resolve  # noqa: PLC0415
