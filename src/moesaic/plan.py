@@ -142,12 +142,14 @@ class Plan:
         ffns: for each MoE layer, where the dense FFN's matrices stand.
         outputs: every tensor to write.
         dropped: source tensors that are left out on purpose, each with the reason.
+        repeats: those of them that are left out since they are tied to another -> that one, which they must equal.
     """
 
     sources: Mapping[str, TensorInfo]
     ffns: Mapping[int, Mapping[Matrix, Rows]]
     outputs: tuple[Output, ...]
     dropped: Mapping[str, str] = field(default_factory=dict)
+    repeats: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = list(self._problems())

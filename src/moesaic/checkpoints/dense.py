@@ -15,6 +15,7 @@ from moesaic.lazy import torch
 from moesaic.plan import FLOATS, Rows, TensorInfo
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CHUNK = 4 << 20  # bytes of each tensor that are compared at once
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,18 @@ class DenseCheckpoint:
         shape = (rows.stop - rows.start, *info.shape[1:])
         flat = torch.frombuffer(self._maps[file], dtype=dtype, count=nbytes // dtype.itemsize, offset=offset)
         return flat.reshape(shape)
+
+    def equal(self, first: str, second: str) -> bool:
+        """Whether two tensors have the same dtype, shape and bytes."""
+        one, two = self.tensors[first], self.tensors[second]
+        if one.info != two.info:
+            return False
+        with one.file.open("rb") as stream, two.file.open("rb") as other:
+            stream.seek(one.offset)
+            other.seek(two.offset)
+            starts = range(0, one.info.nbytes, CHUNK)
+            sizes = (min(CHUNK, one.info.nbytes - start) for start in starts)
+            return all(stream.read(size) == other.read(size) for size in sizes)
 
 
 def torch_dtype(name: str) -> torch.dtype:

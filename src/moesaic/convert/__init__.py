@@ -23,7 +23,8 @@ from moesaic.convert.options import Options
 from moesaic.convert.preparing import prepare
 from moesaic.convert.produce import Producer
 from moesaic.convert.spliced import Spliced
-from moesaic.plan import Copy, Fill, Router
+from moesaic.errors import CheckpointError
+from moesaic.plan import Copy, Fill, Plan, Router
 
 NOT_CARRIED = (
     "config.json",
@@ -99,6 +100,7 @@ def convert(
     out = settle(out, [source.folder, *source.files], resume=writing.resume, overwrite=writing.overwrite)
     conversion = prepare(source.config, chosen, source.infos) if isinstance(chosen, Options) else chosen
     plan = conversion.plan
+    _check_repeats(plan, source)
     read = sum(info.nbytes for info in source.infos.values())
     hashes = audit(source, writing.threads, lambda done: progress("check", done, read))
     record = provenance(conversion, hashes, name or source.folder.name)
@@ -149,6 +151,17 @@ def provenance(conversion: Convertible, hashes: dict[str, str], name: str) -> di
         "untie": options.untie,
         "tower": options.tower,
     }
+
+
+def _check_repeats(plan: Plan, source: DenseCheckpoint) -> None:
+    """Refuse a checkpoint that holds other values than its config says where it ties two tensors."""
+    for name, tied_to in plan.repeats.items():
+        if not source.equal(name, tied_to):
+            raise CheckpointError(
+                f"tensor {name!r}: it must equal {tied_to!r}, to which config.json ties it. It differs: transformers 5 "
+                "reads it, 4.57 does not. Set tie_word_embeddings to false in config.json to keep it, or remove it from "
+                "the files to tie them."
+            )
 
 
 def _side_files(source: Path) -> list[Path]:

@@ -25,6 +25,7 @@ class Holdings:
         infos: dtype and shape of every tensor, those that are dropped included.
         prefix: text-model name prefix -> prefix on disk; empty but for composites.
         dropped: tensors that are left out on purpose, each with the reason.
+        repeats: dropped output head -> the embedding, which it must equal.
     """
 
     decoder: Decoder
@@ -32,6 +33,7 @@ class Holdings:
     infos: Mapping[str, TensorInfo]
     prefix: Mapping[str, str] = field(default_factory=dict)
     dropped: Mapping[str, str] = field(default_factory=dict)
+    repeats: Mapping[str, str] = field(default_factory=dict)
 
     def on_disk(self, name: str) -> str:
         """Return the name on disk of a text model's tensor."""
@@ -62,12 +64,14 @@ def held(found: Match, infos: Mapping[str, TensorInfo], config: Mapping[str, Any
     problems = [*_broken(promise, infos)]
     stored = {item.name: item for item in promise}
     dropped: dict[str, str] = {}
+    repeats: dict[str, str] = {}
     text_layers = _on_disk("model.layers.", prefix)
     for name in infos.keys() - stored.keys():
         if any(re.search(pattern, name) for pattern in found.family.ignored):
             dropped[name] = "the class never reads it"
         elif decoder.tied and name == _on_disk(HEAD, prefix):
             dropped[name] = "the output head is tied to the embedding"
+            repeats[name] = next(item.name for item in promise if item.parts[0].role == "embed")
         elif found.wrapper is not None and not name.startswith(text_layers):
             shape = infos[name].shape
             stored[name] = Stored(name, shape, None, (Part("other", 0, shape[0] if shape else 1),))
@@ -76,7 +80,8 @@ def held(found: Match, infos: Mapping[str, TensorInfo], config: Mapping[str, Any
             problems.append(f"tensor {name!r} must belong to a {found.family.model_type} model. It is unknown.{hint}")
     if problems:
         raise CheckpointError(f"The checkpoint is not what its config says:\n{listing(sorted(problems))}")
-    return Holdings(decoder, tuple(stored[name] for name in infos if name in stored), infos, prefix, dropped)
+    in_order = tuple(stored[name] for name in infos if name in stored)
+    return Holdings(decoder, in_order, infos, prefix, dropped, repeats)
 
 
 def _broken(promise: list[Stored], infos: Mapping[str, TensorInfo]) -> Iterator[str]:

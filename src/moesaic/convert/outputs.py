@@ -102,7 +102,7 @@ class Outputs:
             if layer in self.ffns:
                 outputs += self._sparse(layer)
             outputs += self._constants("moe" if layer in self.ffns else "dense", layer)
-        return Plan(self.holdings.infos, self.ffns, tuple(outputs), self.holdings.dropped)
+        return Plan(self.holdings.infos, self.ffns, tuple(outputs), self.holdings.dropped, self.holdings.repeats)
 
     def _body(self, tensor: Stored, part: Part) -> Output:
         """Return a tensor outside the sparse FFNs: copied, or with a feature folded in."""
