@@ -159,7 +159,7 @@ def _check_repeats(plan: Plan, source: DenseCheckpoint) -> None:
         if not source.equal(name, tied_to):
             raise CheckpointError(
                 f"tensor {name!r}: it must equal {tied_to!r}, to which config.json ties it. It differs: transformers 5 "
-                "reads it, 4.57 does not. Set tie_word_embeddings to false in config.json to keep it, or remove it from "
+                "reads it, 4.57 does not. Set tie_word_embeddings to false in config.json to keep it, or take it from "
                 "the files to tie them."
             )
 
