@@ -19,7 +19,7 @@ from moesaic.checkpoints.sources import hub, resolve
 from moesaic.convert import Convertible, Options, Spliced, Writing, convert, prepare
 from moesaic.experts.base import ExpertInit
 from moesaic.experts.spri import Spri
-from moesaic.informing import Knowledge, informed
+from moesaic.informing import Knowledge, informed, refuse_idle
 from moesaic.routers.base import RouterInit
 from moesaic.spec import MoESpec
 from moesaic.training.recipe import Task
@@ -114,6 +114,7 @@ def upcycled(
     certificates: list[Certificate | SplicedCertificate] = []
     conversion = prepare(checkpoint.config, options, checkpoint.infos)
     data = knowledge.data if isinstance(knowledge.data, str | Path | Sized) else None
+    refuse_idle(conversion, knowledge, certifies=certify and data is not None)
     if certify and data is not None and not isinstance(conversion, Spliced):
         check(folder, data)
     settle(Path(out), [folder], resume=writing.resume, overwrite=writing.overwrite)  # before hours of calibration

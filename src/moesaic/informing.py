@@ -93,6 +93,31 @@ def informed(
     return made, record
 
 
+def refuse_idle(conversion: Conversion | Spliced, knowledge: Knowledge, *, certifies: bool) -> None:
+    """Refuse statistics, data, or how to read them, where nothing would come of them.
+
+    Args:
+        certifies: whether the data are for a certificate, too.
+
+    Raises:
+        PlanError: naming what is idle.
+    """
+    methods = f"{conversion.options.experts.name()} and router {conversion.router.name()}"
+    learns = any(_statistics(conversion, moe) for moe in conversion.layers.values())
+    if knowledge.stats and not learns:
+        raise PlanError(
+            f"--stats: the methods must learn from activations. Got {methods}, which do not. Leave --stats out, or "
+            "choose other methods by --experts and --router."
+        )
+    if knowledge.data is None or (learns and not knowledge.stats):
+        return
+    got = "--stats, which the methods learn from" if learns else f"{methods}, which learn from none"
+    if not certifies:
+        raise PlanError(f"--data: a method or the certificate must read them. Got {got}; no certificate. Leave it out.")
+    if knowledge.reading:
+        raise PlanError(f"--max-tokens (reading): methods must calibrate on the data. Got {got}. Leave it out.")
+
+
 def _statistics(conversion: Conversion | Spliced, moe: LayerSpec) -> tuple[Any, ...]:
     asked = (*conversion.options.experts.statistics(moe), *conversion.router.statistics(moe))
     return tuple(dict.fromkeys(asked))

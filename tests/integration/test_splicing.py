@@ -310,7 +310,7 @@ class TestRefusals:
             prepare(checkpoint.config, Options(MoESpec(4, 2), SparseUpcycling(), **options), checkpoint.infos)
 
     def test_a_tower_that_is_not_there(self, dense: Callable[[str], tuple[Path, Any]]) -> None:
-        self.refused(dense("bert")[0], PlanError, "--tower vision: some FFN must stand", tower="vision")
+        self.refused(dense("m2m100")[0], PlanError, "--tower vision: some FFN must stand", tower="vision")
 
     def test_a_target_that_is_not_there(self, dense: Callable[[str], tuple[Path, Any]]) -> None:
         self.refused(dense("bert")[0], ArchitectureError, "Got 'splicee'. Did you mean 'splice'", target="splicee")

@@ -117,7 +117,10 @@ class UpcycleOptions(Sparsity):
         from moesaic.calibrating import Reading  # noqa: PLC0415  # a plan must not wait for them
         from moesaic.informing import Knowledge  # noqa: PLC0415
 
-        return Knowledge(self.data, self.stats, Reading(max_tokens=self.max_tokens))
+        if self.max_tokens is not None and self.data is None:
+            raise UsageError("--max-tokens: it must go with --data, which it limits. Got it alone. Leave it out.")
+        reading = None if self.max_tokens is None else Reading(max_tokens=self.max_tokens)
+        return Knowledge(self.data, self.stats, reading)
 
     def writing(self) -> Writing:
         """Return how to write."""

@@ -43,6 +43,24 @@ class Options:
     tower: str | None = None
 
 
+def refuse_idle(options: Options, *, splices: bool) -> None:
+    """Refuse options that the way to a MoE leaves without effect; whether methods go together is `check_methods`.
+
+    Raises:
+        PlanError: naming the option.
+    """
+    if options.untie and splices:
+        raise PlanError(
+            "--untie: the target must be a stock sparse class, whose output head is written. Got MoE layers inside "
+            "the model's own class, whose head stays as it is. Leave --untie out."
+        )
+    if options.tower is not None and not splices:
+        raise PlanError(
+            f"--tower {options.tower}: the target must be the model's own class, in which towers are chosen. Got "
+            f"--target {options.target}, whose language model alone becomes MoE. Leave --tower or --target out."
+        )
+
+
 def default_router(experts: ExpertInit, layer: LayerSpec) -> RouterInit:
     rows = experts.tied_rows(layer)
     return Normal() if rows == 1 else GroupTied(group=rows)

@@ -8,7 +8,7 @@ from typing import Any
 from moesaic.architectures import SparseTarget, records
 from moesaic.architectures.match import has_stock_class
 from moesaic.convert.conversion import Conversion, prepare_stock
-from moesaic.convert.options import SPLICE, Options
+from moesaic.convert.options import SPLICE, Options, refuse_idle
 from moesaic.convert.spliced import Spliced
 from moesaic.convert.splicing import is_known, splice
 from moesaic.errors import ArchitectureError, brief, did_you_mean
@@ -34,10 +34,10 @@ def prepare(
     if options.target not in (None, *targets):
         hint = did_you_mean(options.target or "", targets)
         raise ArchitectureError(f"target: it must be one of {', '.join(targets)}. Got '{options.target}'.{hint}")
-    asked = options.target == SPLICE or options.tower is not None
-    if asked or (options.target is None and not has_stock_class(config) and is_known(config)):
-        return splice(config, options, tensors)
-    return prepare_stock(config, options, tensors)
+    asked = options.target == SPLICE or (options.target is None and options.tower is not None)
+    splices = asked or (options.target is None and not has_stock_class(config) and is_known(config))
+    refuse_idle(options, splices=splices)
+    return splice(config, options, tensors) if splices else prepare_stock(config, options, tensors)
 
 
 def _refuse_quantised(config: Mapping[str, Any]) -> None:
