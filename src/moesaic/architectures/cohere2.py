@@ -48,4 +48,15 @@ COHERE2 = DenseFamily(
     read,
     edited(LLAMA_TABLE, without=("ffn_norm",)),
     targets=("cohere2_moe",),
+    defaults={
+        "hidden_size": 8192,
+        "intermediate_size": 22528,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 64,
+        "vocab_size": 256000,
+        "max_position_embeddings": 8192,
+        "pad_token_id": 0,
+        "bos_token_id": 5,
+        "eos_token_id": 255001,
+    },
 )

@@ -20,7 +20,7 @@ class Config:
     Args:
         values: the parsed JSON object.
         origin: what to call it in messages, e.g. `config.json` or `config.json: text_config`.
-        defaults: values of absent keys; composite configs leave out what equals the default of the text class.
+        defaults: values of absent keys.
     """
 
     def __init__(

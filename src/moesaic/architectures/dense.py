@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from moesaic.architectures.config import Config
+from moesaic.architectures.rotary import rope_features, rope_parameters
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Decoder:
         act: name of the FFN's activation. tied: whether the output head is the embedding.
         features: what goes beyond the plainest decoder of this body, each with the config field it comes from; a
             target that does not support one of them is refused with that text.
-        config: the config as given. extra: further dimension letters.
+        config: the config as given, with the class's defaults of absent keys. extra: further dimension letters.
         norm_eps, max_positions, rope, windows: values that targets write down again; `rope` in the canonical form
             {"rope_type", "rope_theta", ...}, `windows` each layer's sliding window in tokens, None for full attention.
         layer_kinds: each layer's mixer as layer_types names it, where a body has several.
@@ -109,6 +110,10 @@ class Stored:
     parts: tuple[Part, ...]
 
 
+STATED = frozenset({"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"})
+"""What every config.json states but that of a composite, which leaves out the defaults of its text class."""
+
+
 @dataclass(frozen=True)
 class DenseFamily:
     """A dense model type: how to read its config, which tensors it has, which sparse targets suit it.
@@ -116,7 +121,7 @@ class DenseFamily:
     Args:
         model_type, class_name: as in config.json. read: config -> Decoder.
         table: every tensor. targets: model types of sparse targets, the preferred first.
-        defaults: the class's own values of keys that a composite's text config may leave out.
+        defaults: the class's own values of keys that a config may leave out, where the readers have none or another.
         standalone: why the family can't be the language model of a composite; empty: it can.
         ignored: patterns (`re.search`) of tensors that some checkpoints hold beside these and the class never reads.
     """
@@ -129,6 +134,10 @@ class DenseFamily:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     standalone: str = ""
     ignored: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
+
+    def absent(self, *, composite: bool) -> Mapping[str, Any]:
+        """Return the values of absent keys: a config.json of its own must state the sizes in `STATED`."""
+        return {key: value for key, value in self.defaults.items() if composite or key not in STATED}
 
     def tensors(self, decoder: Decoder) -> Iterator[Stored]:
         """Yield every tensor that a checkpoint of this decoder holds, in table order, layer by layer."""
@@ -197,37 +206,6 @@ ACTIVATIONS = frozenset(
 """What `hidden_act` may say: the newest transformers' ACT2FN."""
 
 
-def rope_parameters(config: Config, theta: float = 10000.0, partial: float = 1.0) -> dict[str, Any]:
-    """Return the rotary settings in one form, whether written as rope_theta + rope_scaling or as rope_parameters.
-
-    Args:
-        theta, partial: the class's defaults of rope_theta and partial_rotary_factor.
-    """
-    new, old = config.mapping("rope_parameters"), config.mapping("rope_scaling")
-    rope = dict(new or {} if old is None else old)
-    legacy_type = rope.pop("type", None)
-    rope.setdefault("rope_type", legacy_type or "default")
-    config.check(isinstance(rope["rope_type"], str), "rope_type", "a word", rope["rope_type"])
-    rope.setdefault("rope_theta", config.real("rope_theta", theta))
-    config.check_positive("rope_theta", rope["rope_theta"])
-    fraction = rope.pop("partial_rotary_factor", config.real("partial_rotary_factor", partial))
-    if not config.check_positive("partial_rotary_factor", fraction):
-        fraction = 1.0
-    return rope if fraction == 1.0 else {**rope, "partial_rotary_factor": fraction}
-
-
-def rope_features(rope: Mapping[str, Any]) -> dict[str, str]:
-    """Return the features of rotary settings beyond plain ones."""
-    found = {}
-    if rope["rope_type"] != "default":
-        found[f"rope_{rope['rope_type']}"] = f"rope scaling of type {rope['rope_type']}"
-    if "partial_rotary_factor" in rope:
-        found["partial_rotary"] = f"partial_rotary_factor = {rope['partial_rotary_factor']:g}"
-    if "mrope_section" in rope:
-        found["mrope"] = "multimodal rotary positions (mrope_section)"
-    return found
-
-
 def llama_like(
     config: Config,
     family: str,
@@ -274,7 +252,11 @@ def llama_like(
     if base["head_dim"] * heads != hidden:
         found["head_dim"] = f"head_dim = {base['head_dim']}, other than hidden_size / num_attention_heads"
     return Decoder(
-        family=family, tied=is_tied, config=config.values, features={**found, **rope_features(base["rope"])}, **base
+        family=family,
+        tied=is_tied,
+        config={**config.defaults, **config.values},
+        features={**found, **rope_features(base["rope"])},
+        **base,
     )
 
 

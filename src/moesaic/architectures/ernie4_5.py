@@ -24,7 +24,6 @@ def read(config: Config) -> Decoder:
         theta=500000.0,
         norm_eps=1e-5,
         features=features,
-        head_dim=config.size("head_dim", 128),
     )
 
 
@@ -34,4 +33,17 @@ ERNIE4_5 = DenseFamily(
     read,
     LLAMA_TABLE,
     targets=("ernie4_5_moe", "mixtral", "qwen2_moe", "glm4_moe", "granitemoe"),
+    defaults={
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "vocab_size": 103424,
+        "max_position_embeddings": 131072,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
 )

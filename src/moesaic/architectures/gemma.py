@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, attention_bias_features, llama_like
+from moesaic.architectures.dense import (
+    ACTIVATIONS,
+    LLAMA_TABLE,
+    Decoder,
+    DenseFamily,
+    attention_bias_features,
+    llama_like,
+)
 
 TANH_GELU = "gelu_pytorch_tanh"
 
 
 def activation(config: Config) -> str:
     """Return the activation; the first releases say `gelu` and mean its tanh form."""
-    act = str(config.get("hidden_activation") or config.get("hidden_act", TANH_GELU))
+    act = config.word("hidden_act", TANH_GELU, ACTIVATIONS)
     return TANH_GELU if act == "gelu" else act
 
 
@@ -29,7 +36,6 @@ def read(config: Config) -> Decoder:
         tied=True,
         features=features,
         act=activation(config),
-        head_dim=config.size("head_dim", 256),
         embedding_scale=config.size("hidden_size") ** 0.5,
         norm_offset=1.0,
     )
@@ -47,8 +53,12 @@ GEMMA = DenseFamily(
         "num_hidden_layers": 28,
         "num_attention_heads": 16,
         "num_key_value_heads": 16,
+        "head_dim": 256,
         "vocab_size": 256000,
         "max_position_embeddings": 8192,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
     },
     standalone="transformers 4 and 5 scale the pictures and sounds fed into this family differently",
 )

@@ -7,7 +7,7 @@ normalised before the sum.
 from __future__ import annotations
 
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import Decoder, DenseFamily, Entry, llama_like
+from moesaic.architectures.dense import Decoder, DenseFamily, Entry, llama_like, window
 from moesaic.architectures.gemma import TANH_GELU
 from moesaic.architectures.wrapper import NEW_NAMES, Wrapper
 
@@ -28,12 +28,12 @@ def layer_kinds(config: Config) -> list[str]:
 def full_heads(config: Config, kinds: list[str]) -> tuple[int, int]:
     """Return (key heads, head dimension) of the full-attention layers, which may differ from the others."""
     one_kv = config.flag("attention_k_eq_v", default=False)
-    heads = (config.get("num_global_key_value_heads") if one_kv else None) or config.size("num_key_value_heads", 4)
+    heads = (config.get("num_global_key_value_heads") if one_kv else None) or config.size("num_key_value_heads")
     written = config.get("per_layer_config")
     if not isinstance(written, dict):
         return heads, config.size("global_head_dim", 512)
     own = written.get(str(kinds.index("full_attention")), {})
-    return own.get("num_key_value_heads", heads), own.get("head_dim", config.size("head_dim", 256))
+    return own.get("num_key_value_heads", heads), own.get("head_dim", config.size("head_dim"))
 
 
 def read(config: Config) -> Decoder:
@@ -43,6 +43,7 @@ def read(config: Config) -> Decoder:
     heads, inputs = config.size("num_attention_heads"), config.get("hidden_size_per_layer_input", 256)
     kv_heads, head_dim = full_heads(config, kinds)
     reused = config.get("num_kv_shared_layers", 0)
+    size = window(config, absent=512)
     features = {}
     if inputs:
         features["layer_inputs"] = f"hidden_size_per_layer_input = {inputs}"
@@ -60,7 +61,7 @@ def read(config: Config) -> Decoder:
         features=features,
         act=str(config.get("hidden_activation", TANH_GELU)),
         rope={"rope_type": "default", "rope_theta": 10000.0},
-        head_dim=config.size("head_dim", 256),
+        windows=tuple(size if kind == "sliding_attention" else None for kind in kinds),
         layer_kinds=tuple(f"{kind}+{SHARED}" if i >= layers - reused else kind for i, kind in enumerate(kinds)),
         extra={
             "G": heads * head_dim,
@@ -135,6 +136,19 @@ GEMMA4 = DenseFamily(
         Entry("layer_scalar", LAYER + "layer_scalar", "1"),
     ),
     targets=("gemma4_text",),
+    defaults={
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262144,
+        "max_position_embeddings": 131072,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+    },
     # Layers that reuse keys and values hold projections on disk that the class never reads.
     ignored=(r"\.self_attn\.[kv]_(proj|norm)\.weight$",),
 )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, Entry, edited, llama_like, rope_parameters
+from moesaic.architectures.dense import LLAMA_TABLE, Decoder, DenseFamily, Entry, edited, llama_like
+from moesaic.architectures.rotary import rope_parameters
 
 
 def read(config: Config) -> Decoder:
@@ -17,7 +18,6 @@ def read(config: Config) -> Decoder:
         norm_eps=1.5625e-07,
         features=features,
         rope=rope_parameters(config, partial=0.5),
-        head_dim=config.size("head_dim", 128),
     )
 
 
@@ -31,4 +31,17 @@ GLM = DenseFamily(
         without=("gate", "up"),
     ),
     targets=("glm4_moe",),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 13696,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 2,
+        "head_dim": 128,
+        "vocab_size": 151552,
+        "max_position_embeddings": 131072,
+        "pad_token_id": 151329,
+        "bos_token_id": None,
+        "eos_token_id": [151329, 151336, 151338],
+    },
 )

@@ -48,6 +48,8 @@ def read_hybrid(config: Config) -> Decoder:
         features["mamba"] = "layer_types has Mamba layers"
     if config.get("position_embedding_type") != "rope":
         features["no_rotary"] = f"position_embedding_type = {config.get('position_embedding_type')}"
+    experts = config.get("num_local_experts", 8)
+    config.check(experts == 0, "num_local_experts", "0 in a dense model, and the class has 8 by default", experts)
     width = config.size("shared_intermediate_size", 1024)
     return llama_like(config, "granitemoehybrid", features=features, width=width, **scales)
 
@@ -64,6 +66,9 @@ GRANITE = DenseFamily(
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "vocab_size": 32000,
+        "pad_token_id": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     },
 )
 
@@ -78,4 +83,13 @@ GRANITE4 = DenseFamily(
         without=("gate", "up", "gate_bias", "up_bias", "down_bias"),
     ),
     targets=GRANITE.targets,
+    defaults={
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32000,
+        "pad_token_id": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
 )

@@ -31,4 +31,14 @@ HUNYUAN = DenseFamily(
         Entry("k_norm", "model.layers.{layer}.self_attn.key_layernorm.weight", "h"),
     ),
     targets=("hunyuan_v1_moe",),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 290943,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
 )

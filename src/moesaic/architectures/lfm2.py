@@ -84,4 +84,16 @@ LFM2 = DenseFamily(
         Entry("down", LAYER + "feed_forward.w2.weight", "DF"),
     ),
     targets=("lfm2_moe",),
+    defaults={
+        "hidden_size": 2560,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 65536,
+        "max_position_embeddings": 128000,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
 )

@@ -30,5 +30,8 @@ LLAMA = DenseFamily(
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "vocab_size": 32000,
+        "pad_token_id": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     },
 )

@@ -57,7 +57,7 @@ def match(
     """
     wrapper, text, origin = _text_config(config)
     family = _family(text, origin)
-    reader = Config(text, origin, family.defaults if wrapper else {})
+    reader = Config(text, origin, family.absent(composite=wrapper is not None))
     decoder = family.read(reader)
     reader.finish()
     wanted = request(decoder)

@@ -26,5 +26,8 @@ MISTRAL = DenseFamily(
         "num_key_value_heads": 8,
         "vocab_size": 32000,
         "max_position_embeddings": 131072,
+        "pad_token_id": None,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
     },
 )

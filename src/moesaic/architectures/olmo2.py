@@ -34,4 +34,14 @@ OLMO2 = DenseFamily(
         without=("attn_norm", "ffn_norm"),
     ),
     targets=("flex_olmo",),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 50304,
+        "pad_token_id": 1,
+        "bos_token_id": None,
+        "eos_token_id": 50279,
+    },
 )

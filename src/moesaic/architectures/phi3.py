@@ -12,10 +12,10 @@ from moesaic.architectures.dense import (
     Entry,
     edited,
     llama_like,
-    rope_parameters,
     window,
     window_features,
 )
+from moesaic.architectures.rotary import rope_parameters
 
 FFN = "model.layers.{layer}.mlp."
 
@@ -52,4 +52,15 @@ PHI3 = DenseFamily(
         without=("q", "k", "v", "gate", "up"),
     ),
     targets=("mixtral", "qwen2_moe", "glm4_moe"),
+    defaults={
+        "hidden_size": 3072,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "vocab_size": 32064,
+        "max_position_embeddings": 4096,
+        "pad_token_id": 32000,
+        "bos_token_id": 1,
+        "eos_token_id": 32000,
+    },
 )

@@ -39,5 +39,8 @@ QWEN2 = DenseFamily(
         "num_key_value_heads": 32,
         "vocab_size": 151936,
         "max_position_embeddings": 32768,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
     },
 )

@@ -19,9 +19,26 @@ def read(config: Config) -> Decoder:
     windows = layer_windows(config)
     features = {"qk_norm": "q and k are normalised in this family", **window_features(windows)}
     features |= attention_bias_features(config)
-    return llama_like(config, "qwen3", features=features, windows=windows, head_dim=config.size("head_dim", 128))
+    return llama_like(config, "qwen3", features=features, windows=windows)
 
 
 QWEN3 = DenseFamily(
-    "qwen3", "Qwen3ForCausalLM", read, LLAMA_TABLE, targets=("qwen3_moe", "mellum", "glm4_moe", "dots1")
+    "qwen3",
+    "Qwen3ForCausalLM",
+    read,
+    LLAMA_TABLE,
+    targets=("qwen3_moe", "mellum", "glm4_moe", "dots1"),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
 )

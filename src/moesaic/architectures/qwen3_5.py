@@ -9,8 +9,8 @@ from moesaic.architectures.dense import (
     Entry,
     attention_bias_features,
     llama_like,
-    rope_parameters,
 )
+from moesaic.architectures.rotary import rope_parameters
 from moesaic.architectures.wrapper import NEW_NAMES, Wrapper
 
 LAYER = "model.layers.{layer}."
@@ -30,7 +30,7 @@ def layer_kinds(config: Config) -> tuple[str, ...]:
 
 def read(config: Config) -> Decoder:
     """Read a Qwen3_5TextConfig. Norm weights count from one here as in the sparse class: nothing to fold."""
-    heads, head_dim = config.size("num_attention_heads"), config.size("head_dim", 256)
+    heads, head_dim = config.size("num_attention_heads"), config.size("head_dim")
     value_heads, value_dim = config.size("linear_num_value_heads", 32), config.size("linear_value_head_dim", 128)
     keys = config.size("linear_num_key_heads", 16) * config.size("linear_key_head_dim", 128)
     values = value_heads * value_dim
@@ -98,6 +98,19 @@ QWEN3_5 = DenseFamily(
         Entry("down", LAYER + "mlp.down_proj.weight", "DF"),
     ),
     targets=("qwen3_5_moe_text",),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 248320,
+        "max_position_embeddings": 32768,
+        "pad_token_id": None,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    },
     ignored=(r"^mtp\.",),
 )
 

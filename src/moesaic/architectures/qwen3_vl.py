@@ -14,10 +14,27 @@ def read(config: Config) -> Decoder:
         "mrope": "multimodal rotary positions (mrope_section)",
         **attention_bias_features(config),
     }
-    return llama_like(config, "qwen3_vl_text", theta=500000.0, features=features, head_dim=config.size("head_dim", 128))
+    return llama_like(config, "qwen3_vl_text", theta=500000.0, features=features)
 
 
-QWEN3_VL = DenseFamily("qwen3_vl_text", "Qwen3VLTextModel", read, LLAMA_TABLE, targets=("qwen3_vl_moe_text",))
+QWEN3_VL = DenseFamily(
+    "qwen3_vl_text",
+    "Qwen3VLTextModel",
+    read,
+    LLAMA_TABLE,
+    targets=("qwen3_vl_moe_text",),
+    defaults={
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "max_position_embeddings": 128000,
+        "pad_token_id": None,
+    },
+)
 
 QWEN3_VL_COMPOSITE = Wrapper(
     "qwen3_vl",
