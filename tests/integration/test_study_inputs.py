@@ -142,3 +142,17 @@ def test_too_few_pictures_of_each_label_are_told_before_anything_is_trained(
     assert run(words(model, data, out, "--arms", "dense", study="encoder")) == 1
     assert "two labels or more must have 5 training rows, and a test row among them" in capsys.readouterr().err
     assert nothing_is_trained(out)
+
+
+@pytest.mark.parametrize("labels", ["ab", "abc"])
+def test_a_method_that_needs_other_labels_is_told_before_anything_is_trained(
+    labels: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data, out = pico.llama(tmp_path / "llama"), labelled(tmp_path / "data", labels), tmp_path / "out"
+    assert run(words(model, data, out, "--arms", "dense", "recommended")) == 1
+    assert (
+        "study languages: every method must fit the data. 1 do not:\n  - recommended: the training rows must have 16 "
+        f"labels, one for each of 16 experts. Got {len(labels)}: {list(labels)}. Leave it out by --arms, or size it in "
+        "a file of your own (docs/studies.md)."
+    ) in capsys.readouterr().err
+    assert nothing_is_trained(out)

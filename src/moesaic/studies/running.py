@@ -11,6 +11,7 @@ from moesaic.alone import LOCK, alone
 from moesaic.errors import StudyError, listing
 from moesaic.studies import cell as cells
 from moesaic.studies import inputs, plots
+from moesaic.studies.labelling import mislabelled
 from moesaic.studies.records import CELLS, Cell, any_measured, divergence, read
 from moesaic.studies.result import Result, collect
 from moesaic.studies.study import Study
@@ -51,8 +52,8 @@ def study(
         say: told how it goes. progress: told how far it is.
 
     Raises:
-        StudyError: where the folder is of another study, plots can't be drawn, a method does not fit the model (before
-            any is trained), or cells fail (all others are finished first, and the result of these written).
+        StudyError: where the folder is of another study, plots can't be drawn, a method does not fit model or data
+            (before any is trained), or cells fail (all others are finished first, and the result of these written).
     """
     plots.demand()  # not after hours
     place = Path(out).expanduser().absolute()
@@ -69,9 +70,10 @@ def study(
         missing = dict.fromkeys(cell.arm for cell in first if not cell.found(place))
         dense = cells.dense_of(made, place, say)
         inputs.settle(place, place / RECORD, place / cells.DATA, dense)
-        _refuse_misfits(made, missing, dense)
-        for seed in made.seeds:
-            cells.data_of(made, seed, place, say)
+        _refuse(made, "the model", {name: cells.misfit(made, made.arm(name), dense) for name in missing})
+        for data in dict.fromkeys(cells.data_of(made, seed, place, say) for seed in made.seeds):
+            rows = made.bench.calibration(data)
+            _refuse(made, "the data", {name: mislabelled(made.arm(name), rows) for name in missing})
         progress("study", 0, total)
 
         def run(wanted: Sequence[Cell]) -> list[str]:
@@ -134,12 +136,11 @@ def _settle(made: Study, out: Path, resume: bool) -> None:
     write_json(file, {**then, **now, "arms": list({**arms, **{arm["name"]: arm for arm in now["arms"]}}.values())})
 
 
-def _refuse_misfits(made: Study, names: Iterable[str], dense: Path) -> None:
-    """Plan every conversion, so that a method that can't be made of the model is told now and not after hours."""
-    found = {name: cells.misfit(made, made.arm(name), dense) for name in names}
-    if faults := [f"{name}: {problem}" for name, problem in found.items() if problem]:
+def _refuse(made: Study, what: str, problems: Mapping[str, str]) -> None:
+    """Tell of all methods now, and not after hours, that they can't be made of the model or learn from the data."""
+    if faults := [f"{name}: {problem}" for name, problem in problems.items() if problem]:
         raise StudyError(
-            f"study {made.name}: every method must fit the model. {len(faults)} do not:\n{listing(faults)}\n"
+            f"study {made.name}: every method must fit {what}. {len(faults)} do not:\n{listing(faults)}\n"
             "Correct the study, or run others by --arms."
         )
 
