@@ -158,9 +158,13 @@ class MoELayer(nn.Module):
         return self.compute(x if tap is None else tap.take())
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output [..., D] for the FFN's input x [..., D]."""
-        x_TD = x.reshape(-1, x.shape[-1])
+        """Return the layer's output [..., D] for the FFN's input x [..., D], in the dtype of the last linear.
+
+        That is float32 in some models (T5's in float16) whatever the dtype of the rest, lest outputs overflow.
+        """
+        x_TD = _in_dtype_of(self.router.weight, x.reshape(-1, x.shape[-1]))
         ids_TK, weights_TK = self.route(self.router(x_TD))
+        x_TD = _in_dtype_of(self.weight, x.reshape(-1, x.shape[-1]))
         y_TD: torch.Tensor = self.experts(x_TD, ids_TK, weights_TK)
         if self.shared_expert is not None:
             y_TD = y_TD + self.shared_expert(x_TD)
@@ -177,6 +181,13 @@ class MoELayer(nn.Module):
         if self.normalize_gates:
             weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
         return ids_TK, weights_TK
+
+
+def _in_dtype_of(weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Return what a weight multiplies in its dtype; autocast and quantised linears see to theirs themselves."""
+    if x.dtype == weight.dtype or weight.itemsize < 2 or torch.is_autocast_enabled(x.device.type):
+        return x
+    return x.to(weight.dtype)
 
 
 def splice(model: nn.Module, section: Mapping[str, Any]) -> nn.Module:
