@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
@@ -14,14 +15,17 @@ from moesaic.checkpoints.layout import Shard
 from moesaic.checkpoints.sink import Sink
 from moesaic.convert.blocks import SCALED
 from moesaic.convert.convertible import Convertible
+from moesaic.errors import PlanError
 from moesaic.ffn import FFN
 from moesaic.lazy import np, torch
-from moesaic.plan import ITEM_BYTES, Copy, Fill, Fold, Piece, Routed, Router, Rows, Shared
+from moesaic.plan import FLOATS, ITEM_BYTES, Copy, Fill, Fold, Piece, Routed, Router, Rows, Shared
 from moesaic.seeds import Stream
 from moesaic.spec import LayerSpec
 from moesaic.stats import UNSEEN, Seen
 
 CHUNK = 4 << 20  # bytes of a tensor that is changed element by element, held at once
+LARGEST = {"F64": sys.float_info.max, "F32": 2.0**128 - 2.0**104, "BF16": 2.0**128 - 2.0**120, "F16": 65504.0}
+"""The largest number of each dtype; what is larger would be stored as infinity."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,14 @@ class Producer:
             self.sink.put(place.key, place.shard, place.offset, encode_array(values, place.dtype))
         elif isinstance(origin, Router):
             weight = router_weight(self.conversion, self.source, origin.layer)
+            self._check_fits(place, float(np.abs(weight).max(initial=0.0)))
             self.sink.put(place.key, place.shard, place.offset, encode_array(weight, place.dtype))
         else:
             assert isinstance(origin, Fold)
-            self.sink.put_all(place.key, place.shard, place.offset, self._fold(origin, place.dtype))
+            self.sink.put_all(place.key, place.shard, place.offset, self._fold(place, origin))
         self.progress(place.piece.nbytes)
 
-    def _fold(self, fold: Fold, dtype: str) -> Iterator[memoryview]:
+    def _fold(self, place: Place, fold: Fold) -> Iterator[memoryview]:
         """Yield the bytes of a folded tensor, a run of rows at a time (rotary ones at once: they mix rows)."""
         rows = fold.rows
         info = self.source.infos[rows.tensor]
@@ -111,7 +116,7 @@ class Producer:
             if (fold.scale, fold.offset) != (1.0, 0.0):
                 wide = part.to(torch.promote_types(part.dtype, torch.float32))
                 part = wide * fold.scale + fold.offset
-            yield encode_tensor(part, torch_dtype(dtype))
+            yield encode_tensor(self._cast(place, part), torch_dtype(place.dtype))
 
     def _layer(self, layer: int, items: list[Place]) -> None:
         """Write the computed tensors of one MoE layer, expert by expert."""
@@ -145,18 +150,34 @@ class Producer:
             self._block(place, expert, part, self.conversion.factors[1])
 
     def _block(self, place: Place, ffn: FFN, origin: Routed | Shared, factor: float) -> None:
-        dtype = torch_dtype(place.dtype)
         parts: list[torch.Tensor] = []
         for name in origin.matrices:
             tensor = getattr(ffn, name)
             if factor != 1.0 and name in SCALED:
                 tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * factor
-            parts.append(tensor.to(dtype))
+            parts.append(self._cast(place, tensor))
         block = torch.cat(parts) if len(parts) > 1 else parts[0]
-        data = encode_tensor(block.T if origin.transposed else block, dtype)
+        data = encode_tensor(block.T if origin.transposed else block, block.dtype)
         assert data.nbytes == place.piece.nbytes, f"{origin}: {data.nbytes} bytes for {place.piece.nbytes}"
         self.sink.put(place.key, place.shard, place.offset, data)
         self.progress(data.nbytes)
+
+    def _cast(self, place: Place, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor in the dtype of its place, once it is known to fit."""
+        if tensor.numel():
+            low, high = tensor.aminmax()
+            self._check_fits(place, max(-float(low), float(high)))
+        return tensor.to(torch_dtype(place.dtype))
+
+    def _check_fits(self, place: Place, largest: float) -> None:
+        if largest <= LARGEST[place.dtype]:  # never true of NaN
+            return
+        name, limit = self.conversion.plan.outputs[place.key[0]].name, LARGEST[place.dtype]
+        wider = [FLOATS[dtype] for dtype in ("BF16", "F32") if largest <= LARGEST[dtype]]
+        raise PlanError(
+            f"tensor {name!r}: its numbers must fit into {FLOATS[place.dtype]}, which ends at {limit:.6g}. "
+            f"Got {largest:.6g}. " + (f"Pass --dtype {' or '.join(wider)}." if wider else "Leave --dtype out.")
+        )
 
 
 Given = tuple[FFN, LayerSpec, Stream, Seen]
