@@ -14,11 +14,13 @@ from threading import Thread
 from typing import Any
 
 from moesaic.errors import MoesaicError, StudyError, listing
+from moesaic.lazy import torch
 from moesaic.studies import cell as cells
 from moesaic.studies.files import load
 from moesaic.studies.records import Cell
 from moesaic.studies.study import Study
 
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 Say = Callable[[str], None]
 Done = Generator[tuple[Cell, str], None, None]
 """Cells as they are done, with what went wrong; closed early, it ends what still runs."""
@@ -44,12 +46,13 @@ def finished(made: Study, missing: Sequence[Cell], out: Path, workers: int, sour
 
 def _side_by_side(made: Study, missing: Sequence[Cell], out: Path, workers: int, source: Path | None, say: Say) -> Done:
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    numbers = context.SimpleQueue()
+    gpus = context.SimpleQueue()
+    visible, count = os.environ.get(VISIBLE), torch.cuda.device_count()
     for number in range(workers):
-        numbers.put(number)
+        gpus.put(gpu(number, visible, count))
     threads = max((os.cpu_count() or 1) // workers, 1)
     theirs, ours = context.Pipe(duplex=False)
-    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(numbers, threads, theirs, source))
+    pool = ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(gpus, threads, theirs, source))
     try:
         running = {pool.submit(_problem, made, cell, out, _nothing): cell for cell in missing}
         for future in as_completed(running):
@@ -70,14 +73,29 @@ def _side_by_side(made: Study, missing: Sequence[Cell], out: Path, workers: int,
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(numbers: Any, threads: int, lifeline: Connection, source: Path | None) -> None:
+def gpu(worker: int, visible: str | None, count: int) -> str | None:
+    """Return which GPU a worker shall see; None where there is none, and nothing of its environment changes.
+
+    Args:
+        worker: its number; those past the GPUs share them in turn. visible: GPUs that this process may see, as
+            CUDA_VISIBLE_DEVICES has them; None: all. count: how many it does see.
+
+    >>> [gpu(worker, "3,5", 2) for worker in range(3)]
+    ['3', '5', '3']
+    """
+    if not count:
+        return None
+    names = [str(number) for number in range(count)] if visible is None else visible.split(",")
+    return names[worker % count].strip()
+
+
+def _begin(gpus: Any, threads: int, lifeline: Connection, source: Path | None) -> None:
     """Give a worker its GPU, or its share of the cores, before torch is imported; and its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which is told to all, and is for the process that they work for
     Thread(target=_end_with, args=(lifeline,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    number = numbers.get()
-    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % len(visible)] if visible else str(number)
+    if (own := gpus.get()) is not None:
+        os.environ[VISIBLE] = own
     if source is not None:
         load(source)
 
@@ -90,8 +108,6 @@ def _end_with(lifeline: Connection) -> None:
 
 def _problem(made: Study, cell: Cell, out: Path, say: Say) -> str:
     """Run a cell; return what went wrong, or an empty string."""
-    import torch  # noqa: PLC0415  # after the worker's environment is set
-
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     try:
         cells.run(made, cell, out, say)
