@@ -118,7 +118,7 @@ def test_an_interrupted_command_says_how_to_go_on(llama: Path, data: Path, tmp_p
         (["--experts", "spri"], 1, "spri: a method must ask for statistics. None does"),
         (["--experts", "cluster_aware", "--max-tokens", "0"], 2, "max_tokens: it must be at least 1. Got 0."),
         (["--experts", "cluster_aware", "--layers", "7"], 1, "every index must be below the model's 2 layers"),
-        (["--experts", "cluster_aware", "--tower", "model"], 1, "must have several towers"),
+        (["--experts", "cluster_aware", "--tower", "modle"], 1, "Did you mean 'model'?"),
         (["--experts", "cluster_aware", "--num-experts", "500"], 1, "the data must have at least 8000 tokens"),
     ],
 )

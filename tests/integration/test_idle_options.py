@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("gpt2", "--untie", 1, UNTIE),
         ("llama", "--untie --target splice", 1, UNTIE),
         ("gpt2", "--tower h", 1, f"--tower h: the model {ONE}transformer.h. Leave --tower out"),
-        ("llama", "--tower model", 1, f"--tower model: the model {ONE}model.layers. Leave --tower out"),
+        ("llama", "--tower model --target splice", 1, f"--tower model: the model {ONE}model.layers. Leave --tower"),
         ("llava", "--tower vision_tower --target mixtral", 1, "Got --target mixtral, whose language model alone"),
         ("llama", "--stats s", 1, f"--stats: the methods must learn from activations. {LEARN} do not. Leave"),
         ("llama", "--data d.txt", 1, DATA),
@@ -79,4 +79,6 @@ def test_how_to_read_is_no_request_to_read(models: Path, tmp_path: Path) -> None
 def test_a_tower_of_several_splices_and_an_untied_head_is_written(models: Path) -> None:
     vision = planned(str(models / "llava"), Options(MoESpec(4, 2), tower="vision_tower"))
     assert vision.target_type == "moesaic_llava"
+    text = planned(str(models / "llama"), Options(MoESpec(4, 2), tower="model"))
+    assert text.target_type == "moesaic_llama"  # which it would not be without a tower
     assert planned(str(models / "llama"), Options(MoESpec(4, 2), untie=True)).target_type == "qwen2_moe"

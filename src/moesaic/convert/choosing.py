@@ -17,19 +17,14 @@ def choose(sites: Sequence[Site], layers: Layers, tower: str | None) -> dict[int
             `vision_model.encoder.layers`), or a whole path; None: all towers.
 
     Raises:
-        PlanError: where the rule names a layer that a tower does not have, no path has the word, or there is one tower.
+        PlanError: where the rule names a layer that a tower does not have, or no path has the word.
     """
-    known = sorted({site.tower for site in sites})
-    if tower is not None and len(known) == 1:
-        raise PlanError(
-            f"--tower {tower}: the model must have several towers to choose from. Got one, {known[0]}. Leave --tower "
-            "out; --layers chooses among its FFNs."
-        )
     towers: dict[str, list[int]] = {}
     for number, site in enumerate(sites):
         if tower is None or _is_in(tower, site):
             towers.setdefault(site.tower, []).append(number)
     if not towers:
+        known = sorted({site.tower for site in sites})
         words = [word for path in known for word in path.split(".")]
         raise PlanError(
             f"--tower {tower}: some FFN must stand under a path with this word. The model has {', '.join(known)}."

@@ -61,6 +61,22 @@ def refuse_idle(options: Options, *, splices: bool) -> None:
         )
 
 
+def refuse_idle_tower(options: Options, towers: set[str], *, stock: bool) -> None:
+    """Refuse a tower that chooses nothing: the only one, in a model that is spliced anyway.
+
+    Args:
+        towers: all that were found. stock: whether a stock sparse class was made for the model's kind.
+
+    Raises:
+        PlanError: naming it.
+    """
+    if options.tower is not None and len(towers) == 1 and (options.target == SPLICE or not stock):
+        raise PlanError(
+            f"--tower {options.tower}: the model must have several towers to choose from. Got one, {min(towers)}. "
+            "Leave --tower out; --layers chooses among its FFNs."
+        )
+
+
 def default_router(experts: ExpertInit, layer: LayerSpec) -> RouterInit:
     rows = experts.tied_rows(layer)
     return Normal() if rows == 1 else GroupTied(group=rows)

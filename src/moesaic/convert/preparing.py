@@ -8,7 +8,7 @@ from typing import Any
 from moesaic.architectures import SparseTarget, records
 from moesaic.architectures.match import has_stock_class
 from moesaic.convert.conversion import Conversion, prepare_stock
-from moesaic.convert.options import SPLICE, Options, refuse_idle
+from moesaic.convert.options import SPLICE, Options, refuse_idle, refuse_idle_tower
 from moesaic.convert.spliced import Spliced
 from moesaic.convert.splicing import is_known, splice
 from moesaic.errors import ArchitectureError, brief, did_you_mean
@@ -37,7 +37,11 @@ def prepare(
     asked = options.target == SPLICE or (options.target is None and options.tower is not None)
     splices = asked or (options.target is None and not has_stock_class(config) and is_known(config))
     refuse_idle(options, splices=splices)
-    return splice(config, options, tensors) if splices else prepare_stock(config, options, tensors)
+    if not splices:
+        return prepare_stock(config, options, tensors)
+    found = splice(config, options, tensors)
+    refuse_idle_tower(options, {site.tower for site in found.sites}, stock=has_stock_class(config))
+    return found
 
 
 def _refuse_quantised(config: Mapping[str, Any]) -> None:
