@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 LONGEST = 2000  # characters of one problem
 
@@ -37,7 +38,15 @@ class CalibrationError(MoesaicError):
 
 
 class CertificateError(MoesaicError):
-    """The converted model does not keep what its method promises."""
+    """The converted model does not keep what its method promises, or nothing can be said of that.
+
+    Args:
+        message: all that is told. certificate: what was counted, where it came to that.
+    """
+
+    def __init__(self, message: str, certificate: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.certificate = certificate
 
 
 class ObservationError(MoesaicError):

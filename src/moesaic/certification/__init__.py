@@ -14,7 +14,7 @@ from moesaic.certification.capture import run
 from moesaic.certification.certificate import Certificate
 from moesaic.certification.diversity import diversity
 from moesaic.certification.origin import check_record, check_stock, is_source
-from moesaic.certification.promise import hold_to_promise
+from moesaic.certification.promise import broken, hold_to_promise
 from moesaic.certification.source import Source
 from moesaic.certification.spliced import SplicedCertificate, certify_spliced
 from moesaic.certification.tally import Tally
@@ -107,15 +107,16 @@ def certify_stock(
     for layer, value in diversity(sources[1], target, spec):
         tally.layers[layer].diversity = value
     recorded = is_source(sources[0].checkpoint, record)
-    if recorded:
-        hold_to_promise(record, "the logits", tally.max_logit_diff, tally.max_logit)
-    return Certificate.of(
+    found = Certificate.of(
         tally,
         text.name,
         promised=bool(record["preserves_function"]),
         rounds_to=record.get("rounds_to"),
         is_source=recorded,
     )
+    if recorded:
+        hold_to_promise(broken(record, "the logits", tally.max_logit_diff, tally.max_logit), found.to_json())
+    return found
 
 
 def _whole(source: Source) -> Runner:

@@ -16,18 +16,30 @@ Casting all of SmolLM2-135M moves a logit by 1.9 of these units of rounding in B
 """
 
 
-def hold_to_promise(record: Mapping[str, Any], what: str, difference: float, largest: float) -> None:
-    """Refuse a conversion that breaks its method's promise.
+def broken(record: Mapping[str, Any], what: str, difference: float, largest: float) -> str:
+    """Return how a conversion breaks its method's promise, or an empty string.
 
     Args:
         record: its moesaic.json. what: the compared output. difference: the largest in it. largest: value of it.
-
-    Raises:
-        CertificateError: where the difference is more than rounding can make.
     """
     limit = ROUNDINGS.get(record.get("rounds_to") or "", PROMISE) * max(largest, 1.0)
-    if record["preserves_function"] and difference > limit:
-        raise CertificateError(
-            f"{record['experts']['method']}: the converted model must compute what the dense one does, as this method "
-            f"promises. Got a difference of {difference:.3g} in {what} (allowed {limit:.3g}). Nothing was published."
-        )
+    if not record["preserves_function"] or difference <= limit:
+        return ""
+    return (
+        f"{record['experts']['method']}: the converted model must compute what the dense one does, as this method "
+        f"promises. Got a difference of {difference:.3g} in {what} (allowed {limit:.3g})."
+    )
+
+
+def hold_to_promise(problem: str, certificate: dict[str, Any]) -> None:
+    """Refuse a conversion that breaks its method's promise.
+
+    Args:
+        problem: what `broken` returned. certificate: its JSON, which goes along.
+
+    Raises:
+        CertificateError: where there is a problem.
+    """
+    if problem:
+        summary = {**certificate["summary"], "function preserved": "promised and broken"}
+        raise CertificateError(problem, {**certificate, "summary": summary})

@@ -16,7 +16,7 @@ from moesaic.certification.batches import answer, open_batches
 from moesaic.certification.certificate import NOISE, TINY, figures, layer_row, layer_rows, or_less, source_rows
 from moesaic.certification.diversity import mean_distance
 from moesaic.certification.origin import check_spliced_class, check_spliced_sizes, is_source
-from moesaic.certification.promise import hold_to_promise
+from moesaic.certification.promise import broken, hold_to_promise
 from moesaic.certification.similarity import linear_cka, output_cosine
 from moesaic.certification.tally import LayerTally, Mean
 from moesaic.checkpoints.dense import DenseCheckpoint
@@ -154,13 +154,11 @@ def certify_spliced(
             for name, value in first.items():
                 compared.setdefault(name, Comparison(name)).add(value, second[name], feed)
     _check_all_ran(layers)
-    for each in compared.values() if recorded else ():
-        hold_to_promise(record, each.output, each.max_diff, each.max_value)
     for layer in layers:
         layer.compare_experts(models[1])
     whole = _main(compared)
     is_logits = whole.output == LOGITS
-    return SplicedCertificate(
+    found = SplicedCertificate(
         data=batches.name,
         tokens=whole.cosine.count,
         output=whole.output,
@@ -174,6 +172,9 @@ def certify_spliced(
         layers=[layer.row() for layer in layers],
         is_source=recorded,
     )
+    for each in compared.values() if recorded else ():
+        hold_to_promise(broken(record, each.output, each.max_diff, each.max_value), found.to_json())
+    return found
 
 
 @dataclass
@@ -252,7 +253,7 @@ def _check_found(model: torch.nn.Module, site: Site, x_TD: torch.Tensor, y_TD: t
     if not off <= FAITHFUL:
         raise CertificateError(
             f"{site.last}: the FFN must compute what was found ({site.layout}, {site.act}). Got a difference of "
-            f"{off:.2g} of its largest output. Nothing was published; please report this model."
+            f"{off:.2g} of its largest output. Please report this model."
         )
 
 

@@ -11,6 +11,8 @@ from moesaic.errors import CheckpointError
 
 CONFIG = "config.json"
 RECORD = "moesaic.json"
+REFUSED = "refused.json"
+"""In a partial folder: why its certificate was refused, and the certificate."""
 
 
 def partial(out: Path) -> Path:
@@ -84,6 +86,12 @@ def _refuse_partial(out: Path, *, resume: bool, overwrite: bool) -> None:
                 f"{folder}: moesaic must be free to write under this name. Something else stands there. "
                 "Move it, or choose another output folder."
             )
+    if (partial(out) / REFUSED).is_file() and not resume and not overwrite:
+        raise CheckpointError(
+            f"{partial(out)}: a conversion whose certificate was refused must be thrown away or mended. It is in the "
+            f"way; {REFUSED} in it says why. Pass --overwrite to start afresh, or --resume to certify it anew once the "
+            "cause is mended."
+        )
     if _marked(partial(out)) and not resume and not overwrite:
         raise CheckpointError(
             f"{partial(out)}: an interrupted conversion must be continued or thrown away. It is in the way. "

@@ -13,7 +13,7 @@ from moesaic.checkpoints.audit import audit
 from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.layout import index_json, lay_out
-from moesaic.checkpoints.place import settle
+from moesaic.checkpoints.place import REFUSED, settle
 from moesaic.checkpoints.side_files import is_side_file
 from moesaic.checkpoints.sink import FolderSink
 from moesaic.convert.card import model_card
@@ -23,7 +23,7 @@ from moesaic.convert.options import Options
 from moesaic.convert.preparing import prepare
 from moesaic.convert.produce import Producer
 from moesaic.convert.spliced import Spliced
-from moesaic.errors import CheckpointError
+from moesaic.errors import CertificateError, CheckpointError
 from moesaic.plan import Copy, Fill, Plan, Router
 
 NOT_CARRIED = (
@@ -119,13 +119,23 @@ def convert(
         for file in (*_side_files(source.folder), *conversion.code):
             sink.carry(file)
         if finish:
-            record["certificate"] = finish(sink.folder, conversion.config, record)
+            record["certificate"] = _certified(sink, finish, conversion.config, record)
         sink.write_json("moesaic.json", record)
         sink.write_text("README.md", model_card(conversion, record, source.folder))
         sink.publish(conversion.config, durable=writing.durable)
     finally:
         sink.close()
     return conversion
+
+
+def _certified(sink: FolderSink, finish: Finish, config: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Return the certificate; one that is refused stays in the partial folder, for whoever asks why."""
+    try:
+        return finish(sink.folder, config, record)
+    except CertificateError as error:
+        sink.write_json(REFUSED, {"why": str(error), "certificate": error.certificate})
+        told = f"{error} Nothing was published; {sink.folder / REFUSED} says more."
+        raise CertificateError(told, error.certificate) from error
 
 
 def provenance(conversion: Convertible, hashes: dict[str, str], name: str) -> dict[str, Any]:
