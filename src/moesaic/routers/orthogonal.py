@@ -42,8 +42,11 @@ class Orthogonal(RouterInit):
         return found
 
     def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
-        draws = stream.normal((layer.hidden, layer.num_experts)).astype(np.float64)
-        columns, triangle = np.linalg.qr(draws)
-        signs = np.where(triangle.diagonal() < 0, -1.0, 1.0)  # makes the law uniform and free of LAPACK's choice
-        rows: np.ndarray = self.std * layer.hidden**0.5 * (columns * signs).T
-        return rows
+        rows_ED = stream.normal((layer.hidden, layer.num_experts)).astype(np.float64).T.copy()
+        for expert in range(len(rows_ED)):  # Gram and Schmidt: LAPACK's bits depend on the number of threads
+            before_ED, row_D = rows_ED[:expert], rows_ED[expert]
+            for _ in range(2):  # again, for what rounding left
+                row_D -= np.einsum("ed,e->d", before_ED, np.einsum("ed,d->e", before_ED, row_D))
+            row_D /= np.sqrt(np.square(row_D).sum())
+        rows_ED *= self.std * layer.hidden**0.5
+        return rows_ED

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moesaic.errors import CalibrationError, brief
-from moesaic.lazy import np
+from moesaic.lazy import np, torch
 from moesaic.method import number
 from moesaic.routers.base import RouterInit
 from moesaic.seeds import Stream
@@ -58,14 +58,14 @@ class Ridge(RouterInit):
         return [f"{self.name()}: num_experts must be a multiple of group = {self.group}. Got {layer.num_experts}."]
 
     def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
-        moments = {name: tensor.numpy() for name, tensor in seen[LabelMoments()].items()}
-        order = self._order(layer, seen.labels, moments["count_L"])
-        second_DD, sum_DL = moments["second_DD"], moments["sum_LD"][order].T
+        moments = seen[LabelMoments()]
+        order = self._order(layer, seen.labels, moments["count_L"].numpy())
+        second_DD, sum_DL = moments["second_DD"].double(), moments["sum_LD"][order].T.double()
         ridge = self.strength * second_DD.trace() / len(second_DD)
         if ridge == 0:  # every input is zero
             return np.zeros((layer.num_experts, layer.hidden))
-        fitted_DL = np.linalg.solve(second_DD + ridge * np.eye(len(second_DD)), sum_DL)
-        rows_ED: np.ndarray = self.scale * fitted_DL.T.repeat(self.group, axis=0)
+        fitted_DL = _solve(second_DD + torch.diag(ridge.expand(len(second_DD))), sum_DL)
+        rows_ED: np.ndarray = self.scale * fitted_DL.numpy().T.repeat(self.group, axis=0)
         return rows_ED
 
     def _order(self, layer: LayerSpec, labels: tuple[str, ...], count_L: np.ndarray) -> list[int]:
@@ -79,3 +79,14 @@ class Ridge(RouterInit):
                 "Change the data, --num-experts or --router.group."
             )
         return [index for _, index in sorted(found, key=lambda pair: natural(pair[0]))]
+
+
+def _solve(matrix_DD: torch.Tensor, right_DL: torch.Tensor) -> torch.Tensor:
+    """Solve in one thread: with more, LAPACK rounds in another order, and the bits depend on the machine's cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        solved_DL: torch.Tensor = torch.linalg.solve(matrix_DD, right_DL)
+        return solved_DL
+    finally:
+        torch.set_num_threads(threads)
