@@ -151,7 +151,11 @@ class MoELayer(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The experts' last linears; some models read the dtype of the linear that stood here."""
-        return self.experts.down_proj
+        experts: Any = self.experts
+        while not isinstance(experts, Experts):  # adapters of PEFT stand around them
+            experts = experts.base_layer
+        down: torch.Tensor = experts.down_proj
+        return down
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tap = self._tap[0]
