@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def head(folder: Path, *names: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    model: Any = open_classifier(folder, names, seed)
+    model: Any = open_classifier(folder, names, seed)[0]
     assert list(model.config.id2label.values()) == list(names)
     return {name: tensor.detach().clone() for name, tensor in model.classifier.named_parameters()}
 

@@ -31,8 +31,6 @@ EXAMPLES = "moesaic_examples"
 TOKENS = "moesaic_tokens"
 """Keys of a batch under which its examples' indices and its tokens travel to where they are taken out."""
 TEACHER = "teacher.safetensors"
-ADAPTED = ("lora_", "modules_to_save")
-"""Words in the names of tensors that PEFT adds."""
 TIMES = "tokens_per_second"
 
 
@@ -305,9 +303,8 @@ class Following(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
 
 def _moves(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor of an adapted model is of the adapters, trained whole, a buffer, or a balanced bias."""
-    own = any(word in name for word in ADAPTED) or name.rpartition(".")[2] in NAMES
-    return own or not isinstance(tensor, torch.nn.Parameter)
+    """Whether a tensor of an adapted model trains, is a buffer, or a balanced bias."""
+    return tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter) or name.rpartition(".")[2] in NAMES
 
 
 def _accelerated() -> type[Any]:

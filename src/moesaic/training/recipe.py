@@ -37,6 +37,7 @@ class Prepared:
         tokens: how many tokens of a batch count for tokens per second.
         groups: names of the groups, by index.
         save: writes whatever stands in a model folder beside weights and config (tokenizer, processor).
+        drawn: parameters that the model came without, by name; they train beside adapters, too.
     """
 
     model: PreTrainedModel
@@ -46,6 +47,7 @@ class Prepared:
     tokens: Callable[[Mapping[str, Any]], int]
     groups: tuple[str, ...]
     save: Callable[[Path], None]
+    drawn: tuple[str, ...] = ()
 
 
 @runtime_checkable
@@ -85,8 +87,8 @@ class Training:
         trackers: where scalars go beside log.jsonl: tensorboard, wandb, or another that accelerate knows.
         checkpointing: recompute activations in backward. compile: by torch.compile.
         parallel: what several processes under torchrun share: data (DDP), fsdp2 (weights too), experts.
-        lora: rank of adapters, all else frozen: on the experts, or on every linear of a dense model; 0: train the
-            weights themselves.
+        lora: rank of adapters, all else but a new head frozen: on the experts, or on every linear of a dense model;
+            0: train the weights themselves.
         optimizer_state: folder of a dense run whose AdamW state the experts start from; None: start afresh.
     """
 

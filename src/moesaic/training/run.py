@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from moesaic.allocator import keep_freed
 from moesaic.calibration.ranks import Ranks, device
 from moesaic.errors import ObservationError, TrainingError, did_you_mean
-from moesaic.lazy import torch
 from moesaic.observing import Observer, moe_blocks
 from moesaic.quiet import quiet
 from moesaic.training import settings
+from moesaic.training.adapters import adapted
 from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
 from moesaic.training.curve import Curve, load_parent
 from moesaic.training.dense_state import DenseState
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MODEL = "model"
-LORA_ALPHA = 2
-"""Times the rank."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +133,7 @@ def _engine(made: Run, recipe: Recipe) -> Engine:
 
     how = recipe.training
     _freeze(made.prepared.model, how.frozen)
-    model: Any = _adapted(made.prepared.model, how)
+    model: Any = adapted(made.prepared, how.lora)
     model.config.use_cache = False
     if how.checkpointing:
         _checkpoint(model)
@@ -172,34 +170,6 @@ def _observe(engine: Engine, recipe: Recipe) -> None:
     parts: list[Part] = [made.health, *([recipe.teacher] if recipe.teacher else [])]
     made.objective = RouterObjective(recipe.losses, parts=parts)
     install(engine, made.objective)
-
-
-def _adapted(model: Any, how: Training) -> Any:
-    """Return the model with adapters on its experts, or on all linears of a dense one; or as it is."""
-    if not how.lora:
-        return model
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415  # an extra
-
-    experts = {name: one for name, one in model.named_parameters() if ".experts." in name and one.ndim == 3}
-    names = sorted(name for name, one in experts.items() if one.requires_grad) if experts else _linears(model)
-    if not names:
-        raise TrainingError(
-            f"{type(model).__name__}: adapters must have experts or linears that train to stand on. All are frozen. "
-            "Freeze less."
-        )
-    where: dict[str, Any] = {"target_modules": [], "target_parameters": names} if experts else {"target_modules": names}
-    config = LoraConfig(r=how.lora, lora_alpha=LORA_ALPHA * how.lora, lora_dropout=0.0, **where)
-    return get_peft_model(model, config)
-
-
-def _linears(model: Any) -> list[str]:
-    """Return the linears of a dense model that train, but for its output head."""
-    head = model.get_output_embeddings()
-    return [
-        name
-        for name, one in model.named_modules()
-        if isinstance(one, torch.nn.Linear) and one is not head and one.weight.requires_grad
-    ]
 
 
 def _freeze(model: Any, paths: Sequence[str]) -> None:

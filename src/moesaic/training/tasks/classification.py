@@ -55,7 +55,7 @@ class Classification:
         table.need("image")
         names, labels = table.groups("label")
         _check(table, names, labels)
-        model = open_classifier(folder, names, seed)
+        model, drawn = open_classifier(folder, names, seed)
         reader: ImageReader = readers_of(folder, model, WINDOW, "image")["image"]
         images = [Labelled(table[place], labels[place]) for place in range(len(table))]
         parts = parted(table.column("part"), [one.row.name for one in images], self.held_out)
@@ -67,6 +67,7 @@ class Classification:
             tokens=lambda batch: len(batch["pixel_values"]) * reader.tokens,
             groups=names,
             save=saver(folder, model),
+            drawn=drawn,
         )
 
 
