@@ -238,7 +238,7 @@ WRONG: dict[str, tuple[tuple[object, ...], str]] = {
     "both": (("--task", "perplexity", "--out", "o", "--resume", "--overwrite"), "must not stand beside --overwrite"),
     "batch": (("--task", "perplexity", "--batch-size", "0"), "--batch-size: it must be 1 or more. Got 0."),
     "range": (("--task", "perplexity", "--window", "0"), "perplexity: window must be a whole number from 1"),
-    "rule": (("--task", "perplexity", "--window", "8"), "stride must be at most the window, 8. Got 512."),
+    "rule": (("--task", "perplexity", "--window", "8"), "the window, 8. Got 512. Pass a smaller one, too."),
     "option": (("--task", "perplexity", "--widow", "8"), "Got '--widow'. Did you mean '--window'?"),
     "prompt": (("--task", "translation", "--prompt", "say"), "the prompt must have a place for {text}"),
     "its own": (

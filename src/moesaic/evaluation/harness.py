@@ -32,6 +32,8 @@ SUMS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 """lm-eval's aggregations that are functions of a ratio of sums; all others are taken as lm-eval gives them."""
 RESAMPLES = 1000
 """Of lm-eval's own bootstrap, which it uses for what is no such function."""
+FAULTS = (OSError, ValueError, TypeError, LookupError, ImportError, AttributeError, AssertionError, NotImplementedError)
+"""What lm-eval raises where a task does not suit a model, an option or its data."""
 NORMAL = 1.96
 """Standard errors to either side of a 95 % interval."""
 
@@ -79,20 +81,26 @@ class Harness:
 
         # lm-eval asks git for the commit of the folder that it runs in, and git complains where there is none.
         without_git = patch.object(evaluator, "get_git_commit_hash", return_value=None, create=True)
-        with _quietly(), _seeded(self.seed), without_git:
-            found: Any = evaluator.simple_evaluate(
-                self.model,
-                tasks=[task],
-                num_fewshot=self.shots,
-                limit=self.limit,
-                task_manager=self.manager,
-                apply_chat_template=self.chat,
-                bootstrap_iters=RESAMPLES,
-                random_seed=None,
-                numpy_random_seed=None,
-                torch_random_seed=None,
-                fewshot_random_seed=self.seed,
-            )
+        try:
+            with _quietly(), _seeded(self.seed), without_git:
+                found: Any = evaluator.simple_evaluate(
+                    self.model,
+                    tasks=[task],
+                    num_fewshot=self.shots,
+                    limit=self.limit,
+                    task_manager=self.manager,
+                    apply_chat_template=self.chat,
+                    bootstrap_iters=RESAMPLES,
+                    random_seed=None,
+                    numpy_random_seed=None,
+                    torch_random_seed=None,
+                    fewshot_random_seed=self.seed,
+                )
+        except FAULTS as error:
+            raise EvaluationError(
+                f"lm_eval: {name} must run with this model and these options. Got {type(error).__name__}: {error}. "
+                "Correct its YAML, or leave it out."
+            ) from error
         rows: dict[int, dict[str, Any]] = {}
         for sample in found["samples"][name]:
             row = rows.setdefault(sample["doc_id"], {"group": name, "measured": {}})
@@ -155,6 +163,11 @@ def open_harness(
         tasks = _load(manager, names)
         mixed = "bfloat16" if place.precision == "bfloat16" else None
         tokenizer = AutoTokenizer.from_pretrained(place.folder)
+        if chat and tokenizer.chat_template is None:
+            raise EvaluationError(
+                f"lm_eval: the model must have a chat template that prompts go through. Got none in {place.folder}. "
+                "Leave chat_template out."
+            )
         wrapped = HFLM(model, "causal", tokenizer=tokenizer, batch_size=place.batch_size, mixed_precision_dtype=mixed)
     return Harness(manager, tasks, wrapped, limit, shots, chat, place.seed)
 
@@ -182,7 +195,7 @@ def _load(manager: Any, names: Sequence[str]) -> dict[str, Any]:
         found: dict[str, Any] = manager.load(list(names))["tasks"]
         for task in found.values():
             _ = task.eval_docs
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
+    except (RuntimeError, *FAULTS) as error:
         raise EvaluationError(
             f"lm_eval: {', '.join(names)} must load, and their data be within reach. "
             f"Got {type(error).__name__}: {error}. Name data on this disk in the YAML of the task."

@@ -50,7 +50,10 @@ class Perplexity(EvaluationTask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.stride > self.window:
-            raise ValueError(f"perplexity: stride must be at most the window, {self.window}. Got {self.stride}.")
+            raise ValueError(
+                f"perplexity: stride must be at most the window, {self.window}. Got {self.stride}. "
+                "Pass a smaller one, too."
+            )
 
     def open(self, place: Place, data: Source | None) -> Opened:
         """Load the model, and go through the data once; blank documents are left out.
