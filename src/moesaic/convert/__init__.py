@@ -37,6 +37,10 @@ NOT_CARRIED = (
 DEFAULT_SHARD = 5 * 10**9  # bytes, as the hub's own tools cut
 
 MAX_WORKERS = 1024
+SIMPLE = (Copy, Fill, Router)
+"""Origins that no method computes."""
+COARSER = ("F64", "F32", "F16", "BF16")
+"""Each dtype keeps fewer digits than the one before."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +146,10 @@ def provenance(conversion: Convertible, hashes: dict[str, str], name: str) -> di
     """Return what moesaic.json says of a conversion: enough to repeat it to the bit."""
     options, layers = conversion.options, conversion.layers
     some = next(iter(layers.values()))
-    simple = all(isinstance(p.origin, Copy | Fill | Router) for o in conversion.plan.outputs for p in o.pieces)
+    computed = {o.info.dtype for o in conversion.plan.outputs for p in o.pieces if not isinstance(p.origin, SIMPLE)}
     from importlib.metadata import version  # noqa: PLC0415  # a plan must not wait for it
 
-    packages = ("numpy",) if simple and not conversion.seen else ("numpy", "torch")
+    packages = ("numpy", "torch") if computed or conversion.seen else ("numpy",)
     return {
         "moesaic": __version__,
         "versions": {package: version(package).partition("+")[0] for package in packages},
@@ -154,7 +158,7 @@ def provenance(conversion: Convertible, hashes: dict[str, str], name: str) -> di
         "spec": {**asdict(some), "moe_layers": list(layers)},
         "experts": {"method": options.experts.name(), **options.experts.settings()},
         "preserves_function": all(options.experts.preserves_function(moe) for moe in layers.values()),
-        "rounds_to": None if simple else conversion.new_dtype,
+        "rounds_to": max(computed, key=COARSER.index, default=None),
         "router": {"method": conversion.router.name(), **conversion.router.settings()},
         "seed": options.seed,
         "dtype": options.dtype,

@@ -21,22 +21,22 @@ class Block:
 
     Args:
         number: of the layer. moe: its numbers. ffn: where the dense matrices stand. infos: of the dense tensors.
-        dtype: of the experts. factors: on the last linear of the shared expert and of the routed experts.
-        experts: the method.
+        dtype: of the experts; None: each tensor takes that of its dense matrices.
+        factors: on the last linear of the shared expert and of the routed experts. experts: the method.
     """
 
     number: int
     moe: LayerSpec
     ffn: Mapping[Matrix, Rows]
     infos: Mapping[str, TensorInfo]
-    dtype: str
+    dtype: str | None
     factors: tuple[float, float]
     experts: ExpertInit
 
     def routed(self, tensor: ExpertTensor) -> list[tuple[Piece, ...]]:
         """Return the pieces of each expert's part of a tensor; copies are the same for all."""
         verbatim = self.experts.verbatim(self.moe)
-        copied = all(m in verbatim and self._copies(m, self.factors[1]) for m in tensor.matrices)
+        copied = verbatim.issuperset(tensor.matrices) and self._copies(tensor, self.factors[1])
         if copied and not tensor.transposed:
             return [self._copy_pieces(tensor)] * self.moe.num_experts
         nbytes = self.info(tensor, self.moe.expert_size).nbytes
@@ -46,7 +46,7 @@ class Block:
     def shared(self, tensor: ExpertTensor) -> tuple[Piece, ...]:
         """Return the pieces of a tensor of the shared expert."""
         whole = self.moe.shared_width == self.moe.width
-        copied = whole and all(self._copies(m, self.factors[0]) for m in tensor.matrices)
+        copied = whole and self._copies(tensor, self.factors[0])
         if copied and not tensor.transposed:
             return self._copy_pieces(tensor)
         made = Shared(self.number, tensor.matrices, tensor.transposed)
@@ -54,22 +54,31 @@ class Block:
 
     def info(self, tensor: ExpertTensor, width: int) -> TensorInfo:
         """Return dtype and shape of one expert's part of an expert tensor."""
-        hidden = self.moe.hidden
+        hidden, dtype = self.moe.hidden, self._dtype(tensor)
         rows = sum(hidden if m in SCALED else width for m in tensor.matrices)
         if tensor.matrices[0].endswith("_bias"):
-            return TensorInfo(self.dtype, (rows,))
+            return TensorInfo(dtype, (rows,))
         columns = width if tensor.matrices[0] == "down" else hidden
-        return TensorInfo(self.dtype, (columns, rows) if tensor.transposed else (rows, columns))
+        return TensorInfo(dtype, (columns, rows) if tensor.transposed else (rows, columns))
 
     def stack(self, tensor: ExpertTensor) -> TensorInfo:
         """Return dtype and shape of a tensor that holds all experts' parts."""
         part = self.info(tensor, self.moe.expert_size)
         return TensorInfo(part.dtype, (self.moe.num_experts, *part.shape))
 
-    def _copies(self, matrix: Matrix, factor: float) -> bool:
-        """Whether the dense matrix's bytes can stand in the output as they are."""
-        rows = self.ffn[matrix]
-        return self.infos[rows.tensor].dtype == self.dtype and rows.runs and (factor == 1.0 or matrix not in SCALED)
+    def _dtype(self, tensor: ExpertTensor) -> str:
+        """Return the dtype of an expert tensor: where none is asked for, one that holds its dense matrices exactly."""
+        if self.dtype is not None:
+            return self.dtype
+        dtypes = {self.infos[self.ffn[m].tensor].dtype for m in tensor.matrices}
+        mixed = "F64" if "F64" in dtypes else "F32"
+        return mixed if len(dtypes) > 1 else dtypes.pop()
+
+    def _copies(self, tensor: ExpertTensor, factor: float) -> bool:
+        """Whether the bytes of the dense matrices can stand in the output as they are."""
+        dtype, found = self._dtype(tensor), [self.ffn[m] for m in tensor.matrices]
+        scaled = factor != 1.0 and any(m in SCALED for m in tensor.matrices)
+        return not scaled and all(rows.runs and self.infos[rows.tensor].dtype == dtype for rows in found)
 
     def _copy_pieces(self, tensor: ExpertTensor) -> tuple[Piece, ...]:
         rows = [self.ffn[m] for m in tensor.matrices]

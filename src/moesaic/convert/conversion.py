@@ -11,7 +11,7 @@ from typing import Any
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.match import Match, match
 from moesaic.architectures.sparse import SparseTarget
-from moesaic.convert.holdings import held, promised
+from moesaic.convert.holdings import held, promised, said_dtype
 from moesaic.convert.options import Options, check_methods, default_router, layer_spec
 from moesaic.convert.outputs import Outputs
 from moesaic.errors import PlanError
@@ -50,11 +50,6 @@ class Conversion:
         return self.outputs.factors
 
     @property
-    def new_dtype(self) -> str:
-        """The dtype of tensors that the dense model does not have."""
-        return self.outputs.new_dtype
-
-    @property
     def source_type(self) -> str:
         """Model type of the dense text model."""
         return self.match.family.model_type
@@ -90,17 +85,22 @@ class Conversion:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The config.json to write."""
-        target = self.match.target
-        dtype = FLOATS[self.outputs.new_dtype]
-        text = {"model_type": target.model_type, **target.configure(self.outputs.decoder, self.shape), "dtype": dtype}
+        target, inner, outer = self.match.target, self.match.decoder.config, self.dense_config
+        text = {"model_type": target.model_type, **target.configure(self.outputs.decoder, self.shape)}
+        text["dtype"] = self._written_dtype(inner, outer)
         text.pop("torch_dtype", None)
         if self.match.wrapper is None:
             return {"architectures": [target.class_name], **text}
-        whole = {**self.dense_config, "dtype": dtype, self.match.wrapper.text_key: text}
+        dtype = self._written_dtype(outer, inner)
+        whole = {**outer, "dtype": dtype, self.match.wrapper.text_key: text}
         whole.pop("torch_dtype", None)
         for key, value in self.match.wrapper.becomes.get(target.model_type, {}).items():
             whole[key] = {**whole.get(key, {}), **value} if isinstance(value, Mapping) else value
         return whole
+
+    def _written_dtype(self, *configs: Mapping[str, Any]) -> str:
+        """Return the dtype asked for, or the one the source's config says: the model loads as the dense one does."""
+        return FLOATS[self.options.dtype or said_dtype(*configs) or self.outputs.new_dtype]
 
 
 def prepare_stock(

@@ -37,10 +37,6 @@ class Convertible(Protocol):
         """Factors on the last linear of the shared expert and of the routed experts."""
 
     @property
-    def new_dtype(self) -> str:
-        """The dtype of tensors that the dense model does not have."""
-
-    @property
     def plan(self) -> Plan:
         """Every output tensor and where its bytes come from."""
 

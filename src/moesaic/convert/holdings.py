@@ -42,7 +42,7 @@ class Holdings:
 
 def promised(found: Match, config: Mapping[str, Any]) -> Holdings:
     """Return what the config alone promises; of a composite, the text model under its own names."""
-    dtype = _config_dtype(found.decoder.config, config)
+    dtype = said_dtype(found.decoder.config, config) or "BF16"
     stored = tuple(found.family.tensors(found.decoder))
     return Holdings(found.decoder, stored, {item.name: TensorInfo(dtype, item.shape) for item in stored})
 
@@ -116,7 +116,8 @@ def _on_disk(name: str, prefix: Mapping[str, str]) -> str:
     return name
 
 
-def _config_dtype(text: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+def said_dtype(*configs: Mapping[str, Any]) -> str | None:
+    """Return the dtype that the first of these configs to name one names, under the key of today or that of old."""
     known = {torch_name: name for name, torch_name in FLOATS.items()}
-    written = [config.get(key) for config in (text, whole) for key in ("dtype", "torch_dtype")]
-    return next((known[value] for value in written if isinstance(value, str) and value in known), "BF16")
+    written = [config.get(key) for config in configs for key in ("dtype", "torch_dtype")]
+    return next((known[value] for value in written if isinstance(value, str) and value in known), None)

@@ -77,7 +77,7 @@ class Outputs:
 
     @cached_property
     def new_dtype(self) -> str:
-        """The dtype of tensors that the dense model does not have: that of its FFNs."""
+        """The dtype of routers and constants: that of the first FFN that becomes MoE."""
         return self.dtype or self.holdings.infos[self.ffns[self.shape.moe_layers[0]]["up"].tensor].dtype
 
     def plan(self) -> Plan:
@@ -148,7 +148,7 @@ class Outputs:
 
     def _block(self, layer: int) -> Block:
         infos, factors = self.holdings.infos, self.factors
-        return Block(layer, self.shape.layer, self.ffns[layer], infos, self.new_dtype, factors, self.experts)
+        return Block(layer, self.shape.layer, self.ffns[layer], infos, self.dtype, factors, self.experts)
 
     def _named(self, template: str, layer: int | None, expert: int = 0) -> str:
         return self.holdings.on_disk(template.format(layer=layer, expert=expert))

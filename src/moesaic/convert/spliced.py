@@ -10,6 +10,7 @@ from typing import Any
 
 from moesaic.architectures.sparse import ExpertTensor
 from moesaic.convert.blocks import Block
+from moesaic.convert.holdings import said_dtype
 from moesaic.convert.options import Options
 from moesaic.modeling.names import MERGED
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map, code_files, entry, section
@@ -53,7 +54,7 @@ class Spliced:
 
     @cached_property
     def new_dtype(self) -> str:
-        """The dtype of routers and experts: that of the FFNs."""
+        """The dtype of routers: that of the first FFN that becomes MoE."""
         first = next(iter(self.chosen))
         return self.options.dtype or self.infos[self.ffns[first]["up"].tensor].dtype
 
@@ -146,7 +147,8 @@ class Spliced:
     def _moe(self, number: int) -> list[Output]:
         """Return router, routed experts and shared expert of one site, under the name of its last linear on disk."""
         site, moe, prefix = self.sites[number], self.chosen[number], self.stored(self.sites[number])[-1]
-        block = Block(number, moe, self.ffns[number], self.infos, self.new_dtype, self.factors, self.options.experts)
+        dtype, experts = self.options.dtype, self.options.experts
+        block = Block(number, moe, self.ffns[number], self.infos, dtype, self.factors, experts)
         router = TensorInfo(self.new_dtype, (moe.num_experts, moe.hidden))
         made = [Output(f"{prefix}.router.weight", router, (Piece(Router(number), router.nbytes),))]
         for tensor in stacked(prefix, site):
@@ -170,7 +172,7 @@ class Spliced:
             "architectures": [PREFIX + self.class_name],
             "model_type": self.target_type,
             "auto_map": auto_map(self.class_name),
-            "dtype": FLOATS[self.new_dtype],
+            "dtype": FLOATS[self.options.dtype or said_dtype(self.dense_config) or self.new_dtype],
             SECTION: section(base, made),
         }
 
