@@ -63,9 +63,10 @@ def check_task(folder: str | Path, task: Mapping[str, Any]) -> None:
 
 
 def difference_rows(made: Evaluation, found: Mapping[str, Difference]) -> list[tuple[str, str, str, str, str]]:
-    """Return the table: metric, difference, 95 % interval, p, items that both have."""
+    """Return the table: metric, difference, 95 % interval, p, items that both have; then what can't be compared."""
     digits = {metric.name: metric.digits for metric in made.metrics}
-    return [
+    apart = [one for one in made.metrics if one.per and one.name not in found]
+    rows = [
         (
             name,
             f"{one.value:+.{digits[name]}f}",
@@ -75,3 +76,4 @@ def difference_rows(made: Evaluation, found: Mapping[str, Difference]) -> list[t
         )
         for name, one in found.items()
     ]
+    return rows + [(one.name, f"none: the models count other {one.per}", "", "", "") for one in apart]

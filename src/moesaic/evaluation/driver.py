@@ -86,6 +86,8 @@ class Evaluation:
     def compare(self, other: Evaluation, *, seed: int = 0) -> dict[str, Difference]:
         """Return, by metric, how much `other` differs from this one on the items that both have.
 
+        Metrics a token are left out where the two cut an item into other numbers of tokens.
+
         Raises:
             EvaluationError: where the two are of different tasks or of items that are not the same, or share none.
         """
@@ -101,7 +103,8 @@ class Evaluation:
             )
         _check_facts(self, other)
         try:
-            found = {one.name: difference(one, self.records, other.records, seed=seed) for one in self.metrics}
+            alike = [one for one in self.metrics if _is_per_the_same(one, self.records, other.records)]
+            found = {one.name: difference(one, self.records, other.records, seed=seed) for one in alike}
         except ValueError as error:
             raise EvaluationError(f"{other.model}: {error} Evaluate both on the same data.") from None
         return {name: one for name, one in found.items() if np.isfinite(one.value)}
@@ -239,6 +242,11 @@ def _check_facts(first: Evaluation, second: Evaluation) -> None:
                     f"{second.model}: both models must be evaluated on the same items. Got '{row['id']}' with its "
                     f"{fact} {brief(row.get(fact))} and {brief(other.get(fact))}. Evaluate both on the same data."
                 )
+
+
+def _is_per_the_same(metric: Metric, first: Sequence[Record], second: Sequence[Record]) -> bool:
+    known = {row["id"]: row for row in second}
+    return not metric.per or all(row[metric.per] == known.get(row["id"], row)[metric.per] for row in first)
 
 
 def _journal(out: str | Path | None, task: EvaluationTask, place: Place, opened: Opened) -> Journal | None:

@@ -32,6 +32,8 @@ class Metric:
         better: which way.
         signature: how exactly it was computed, as sacreBLEU prints it; empty: the name says all.
         digits: after the point where it is printed.
+        per: key of records by whose sum it is divided where that is the model's, such as the tokens of a text: two
+            models are compared only where they agree on it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Metric:
     unit: str = ""
     signature: str = ""
     digits: int = 3
+    per: str = ""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,8 @@ class Difference:
 
     Args:
         value, low, high: of second minus first. p: two-sided, of no difference, by the same resamples; never below
-            2 / (resamples + 1). Interval and p are None where one cluster alone says nothing of spread.
+            2 / (resamples + 1), nor below what the signs of so few can tell, 2^(1 - clusters). Interval and p are None
+            where one cluster alone says nothing of spread.
         records, clusters: how many both have.
     """
 
@@ -139,7 +143,7 @@ def difference(
     with np.errstate(invalid="ignore"):
         drawn_R = metric.value(second_RS) - metric.value(first_RS)
     low, high = map(_number, bounds(drawn_R))
-    return Difference(value, low, high, two_sided(drawn_R), len(left), count)
+    return Difference(value, low, high, max(two_sided(drawn_R), 2.0 ** (1 - count)), len(left), count)
 
 
 def clusters_of(records: Sequence[Record]) -> list[str]:

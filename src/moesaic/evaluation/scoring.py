@@ -198,7 +198,7 @@ def loss_metric() -> Metric:
             mean: np.ndarray = sums[..., 0] / sums[..., 1]
         return mean
 
-    return Metric("loss", lambda row: (row["nats"], row["tokens"]), value, "lower", "nats per token")
+    return Metric("loss", lambda row: (row["nats"], row["tokens"]), value, "lower", "nats per token", per="tokens")
 
 
 def _without_punctuation(word: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from moesaic.calibration.data import Kind, Source
@@ -106,6 +107,11 @@ class FewShot(EvaluationTask):
         table = open_rows(self.name(), data, media, "label")
         everything = list(range(len(table)))
         if self.support:
+            if isinstance(data, str | Path) and Path(data).resolve() == Path(self.support).resolve():
+                raise EvaluationError(
+                    f"{self.name()}: support must be other rows than those that are tested. Got '{data}' for both. "
+                    "Leave support out, which draws from half of the sources, or give rows a `part`."
+                )
             other = open_rows(self.name(), self.support, media, "label")
             return _Parts(table, other, everything, list(range(len(other))))
         given = table.column("part")

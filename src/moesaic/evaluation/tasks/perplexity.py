@@ -138,7 +138,8 @@ def _metrics(signature: str) -> tuple[Metric, ...]:
             with np.errstate(invalid="ignore", over="ignore"):
                 return made(sums[..., 0] / sums[..., 1])
 
-        return Metric(name, lambda row: (row["nats"], row[over]), value, "lower", unit, signature)
+        per = over if over == "tokens" else ""  # bytes are those of the data
+        return Metric(name, lambda row: (row["nats"], row[over]), value, "lower", unit, signature, per=per)
 
     return (
         of("loss", "nats per token", "tokens", lambda nats: nats),
