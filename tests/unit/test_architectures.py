@@ -182,7 +182,7 @@ def test_a_planned_checkpoint_is_what_the_sparse_class_loads(name: str, target: 
 def test_every_target_belongs_to_a_family_and_knows_its_features(target: SparseTarget) -> None:
     rope = {"rope_linear", "rope_dynamic", "rope_yarn", "rope_llama3", "rope_longrope"}
     decoder = {"qkv_bias", "o_bias", "qk_norm", "conv_bias", "head_dim", "window", "layer_windows", "non_silu"}
-    decoder |= {"partial_rotary", "interleaved_rotary", "mrope", "norm_offset", "layer_inputs", "k_eq_v"}
+    decoder |= {"partial_rotary", "interleaved_rotary", "mrope", "norm_offset", "layer_inputs", "k_eq_v", "per_layer"}
     decoder |= {"embedding_scale", "residual_scale", "attention_scale", "logit_scale"}
     request = {"some_layers", "leading_dense", "shared_expert", "unnormalized_gates"}
     refused = {feature for rules in target.refuses.values() for feature in rules}

@@ -10,25 +10,25 @@ from moesaic.architectures.dense import (
     attention_bias_features,
     edited,
     llama_like,
+    stated_window,
 )
 
 
 def layer_kinds(config: Config) -> tuple[str, ...]:
     """Return each layer's kind of attention: `layer_types`, else every fourth layer is full."""
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list):
-        return tuple(kinds)
+    layers = config.size("num_hidden_layers")
+    kinds = config.words("layer_types", layers, ("full_attention", "sliding_attention"))
+    if kinds is not None:
+        return kinds
     period = config.size("sliding_window_pattern", 4)
-    return tuple(
-        "full_attention" if (layer + 1) % period == 0 else "sliding_attention"
-        for layer in range(config.size("num_hidden_layers"))
-    )
+    return tuple("sliding_attention" if layer % period else "full_attention" for layer in range(1, layers + 1))
 
 
 def read(config: Config) -> Decoder:
     """Read a Cohere2Config."""
     kinds = layer_kinds(config)
-    window = config.nullable("sliding_window", absent=4096)
+    config.real("logit_scale")
+    window = stated_window(config, absent=4096)
     return llama_like(
         config,
         "cohere2",
@@ -55,6 +55,7 @@ COHERE2 = DenseFamily(
         "num_attention_heads": 64,
         "vocab_size": 256000,
         "max_position_embeddings": 8192,
+        "logit_scale": 0.0625,
         "pad_token_id": 0,
         "bos_token_id": 5,
         "eos_token_id": 255001,

@@ -28,11 +28,10 @@ def configure(decoder: Decoder, shape: ModelShape) -> dict[str, Any]:
     """
     layer = shape.layer
     return {
-        **kin_config(decoder),
+        **kin_config(decoder, "sliding_window_pattern"),
         **expert_counts(shape),
         "rms_norm_eps": None,
         "layer_norm_eps": decoder.norm_eps,
-        "logit_scale": decoder.config.get("logit_scale", 0.0625),
         "layer_types": list(decoder.layer_kinds),
         "sliding_window": next((window for window in decoder.windows if window is not None), None),
         "intermediate_size": layer.expert_size,

@@ -42,13 +42,13 @@ class Config:
         """Return the value of a key whose explicit null means something else than its absence."""
         return self.get(key, None if key in self.values else absent)
 
-    def size(self, key: str, default: int | None = None) -> int:
-        """Return a positive whole number; its absence is a problem unless there is a default."""
+    def size(self, key: str, default: int | None = None, least: int = 1) -> int:
+        """Return a whole number from `least` on; its absence is a problem unless there is a default."""
         value = self.get(key, default)
         most = LIMITS.get(key, MAX_SIZE)
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= most:
+        if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
-        self.problems.append(f"{self.origin}: {key} must be a whole number from 1 to {most}. Got {brief(value)}.")
+        self.problems.append(f"{self.origin}: {key} must be a whole number from {least} to {most}. Got {brief(value)}.")
         return 1
 
     def real(self, key: str, default: float | None = None) -> float:
@@ -73,6 +73,14 @@ class Config:
         known = isinstance(value, str) and value in choices
         hint = did_you_mean(value, choices) if isinstance(value, str) else ""
         return value if self.check(known, key, f"one of {', '.join(sorted(choices))}", value, hint) else default
+
+    def words(self, key: str, count: int, choices: Collection[str]) -> tuple[str, ...] | None:
+        """Return the word of each of `count` layers, or None where the key is absent."""
+        value = self.get(key)
+        known = isinstance(value, list) and all(isinstance(word, str) and word in choices for word in value)
+        fits = value is None or (known and len(value) == count)
+        rule = f"a list of one word for each of {count} layers, out of {', '.join(sorted(choices))}"
+        return tuple(value) if self.check(fits, key, rule, value) and value is not None else None
 
     def mapping(self, key: str) -> Mapping[str, Any] | None:
         """Return an object, or None where the key is absent."""

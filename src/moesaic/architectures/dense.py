@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from moesaic.architectures.carried import carried
 from moesaic.architectures.config import Config
 from moesaic.architectures.rotary import rope_features, rope_parameters
 
@@ -214,16 +215,17 @@ def llama_like(
     theta: float = 10000.0,
     norm_eps: float = 1e-6,
     norm_eps_key: str = "rms_norm_eps",
+    tied_key: str = "tie_word_embeddings",
     features: Mapping[str, str] | None = None,
     **values: Any,
 ) -> Decoder:
     """Read the fields that all Llama-like configs share; `features` and `values` add what the family has beyond.
 
     Args:
-        tied, theta, norm_eps: the family's defaults of tie_word_embeddings, rope_theta and `norm_eps_key`.
+        tied, theta, norm_eps: the family's defaults of `tied_key`, rope_theta and `norm_eps_key`.
     """
     hidden, heads = config.size("hidden_size"), config.size("num_attention_heads")
-    is_tied = config.flag("tie_word_embeddings", tied)
+    is_tied = config.flag(tied_key, tied)
     readers: dict[str, Callable[[], Any]] = {
         "width": lambda: config.size("intermediate_size"),
         "act": lambda: config.word("hidden_act", "silu", ACTIVATIONS),
@@ -246,15 +248,17 @@ def llama_like(
         config.check(hidden % heads == 0, "num_attention_heads", f"a divisor of hidden_size = {hidden}", heads)
     kv_heads = base["kv_heads"]
     config.check(heads % kv_heads == 0, "num_key_value_heads", f"a divisor of num_attention_heads = {heads}", kv_heads)
-    found = {"tied" if is_tied else "untied": f"tie_word_embeddings = {str(is_tied).lower()}", **(features or {})}
+    found = {"tied" if is_tied else "untied": f"{tied_key} = {str(is_tied).lower()}", **(features or {})}
     if base["act"] not in ("silu", "swish"):
         found["non_silu"] = f"the activation is {base['act']}"
+    if config.mapping("per_layer_config"):
+        found["per_layer"] = "per_layer_config gives some layers numbers of their own"
     if base["head_dim"] * heads != hidden:
         found["head_dim"] = f"head_dim = {base['head_dim']}, other than hidden_size / num_attention_heads"
     return Decoder(
         family=family,
         tied=is_tied,
-        config={**config.defaults, **config.values},
+        config={**config.defaults, **config.values, **carried(config)},
         features={**found, **rope_features(base["rope"])},
         **base,
     )
@@ -271,16 +275,15 @@ def mlp_bias_features(config: Config, key: str = "mlp_bias") -> dict[str, str]:
     return {"mlp_bias": f"{key} = true"} if config.flag(key, default=False) else {}
 
 
-def window(config: Config, *, absent: int | None = None) -> int | None:
-    """Return the sliding window in tokens; one that no permitted position can leave is none.
+def stated_window(config: Config, absent: int | None) -> int | None:
+    """Return the sliding window in tokens: `absent` where the key is, none where it is null."""
+    return None if config.nullable("sliding_window", absent) is None else config.size("sliding_window", absent)
 
-    Args:
-        absent: the class's default where the key is absent; an explicit null is no window.
-    """
-    if config.nullable("sliding_window", absent) is None:
-        return None
-    size = config.size("sliding_window", absent)
-    return None if size >= config.size("max_position_embeddings", size + 1) else size
+
+def window(config: Config, absent: int | None = None) -> int | None:
+    """Return the sliding window in tokens as `stated_window` does; one that no permitted position can leave is none."""
+    size = stated_window(config, absent)
+    return None if size is None or size >= config.size("max_position_embeddings", size + 1) else size
 
 
 def window_features(windows: tuple[int | None, ...]) -> dict[str, str]:

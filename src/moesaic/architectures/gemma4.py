@@ -6,8 +6,10 @@ normalised before the sum.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from moesaic.architectures.config import Config
-from moesaic.architectures.dense import Decoder, DenseFamily, Entry, llama_like, window
+from moesaic.architectures.dense import ACTIVATIONS, Decoder, DenseFamily, Entry, llama_like, window
 from moesaic.architectures.gemma import TANH_GELU
 from moesaic.architectures.wrapper import NEW_NAMES, Wrapper
 
@@ -18,31 +20,41 @@ SHARED = "shared_kv"
 
 def layer_kinds(config: Config) -> list[str]:
     """Return each layer's kind of attention: `layer_types`, else every sixth is full; the last always is."""
-    kinds = config.get("layer_types")
-    if not isinstance(kinds, list):
-        layers = range(config.size("num_hidden_layers"))
-        kinds = ["full_attention" if (layer + 1) % 6 == 0 else "sliding_attention" for layer in layers]
+    layers = config.size("num_hidden_layers")
+    kinds = config.words("layer_types", layers, ("full_attention", "sliding_attention"))
+    if kinds is None:
+        kinds = tuple("sliding_attention" if layer % 6 else "full_attention" for layer in range(1, layers + 1))
     return [*kinds[:-1], "full_attention"]
 
 
 def full_heads(config: Config, kinds: list[str]) -> tuple[int, int]:
     """Return (key heads, head dimension) of the full-attention layers, which may differ from the others."""
     one_kv = config.flag("attention_k_eq_v", default=False)
-    heads = (config.get("num_global_key_value_heads") if one_kv else None) or config.size("num_key_value_heads")
-    written = config.get("per_layer_config")
-    if not isinstance(written, dict):
+    heads, head_dim = config.size("num_key_value_heads"), config.size("head_dim")
+    heads = config.size("num_global_key_value_heads", heads) if one_kv else heads
+    written = config.mapping("per_layer_config")
+    if written is None:
         return heads, config.size("global_head_dim", 512)
-    own = written.get(str(kinds.index("full_attention")), {})
-    return own.get("num_key_value_heads", heads), own.get("head_dim", config.size("head_dim"))
+    layers = {key.lstrip("0") or "0": value for key, value in written.items()}  # the class fills up with zeros
+    full = [str(layer) for layer, kind in enumerate(kinds) if kind == "full_attention"]
+    own = layers.get(full[0], {})
+    alike = all(layers.get(layer, {}) == (own if layer in full else {}) for layer in {*full, *layers})
+    fits = alike and isinstance(own, Mapping) and own.keys() <= {"num_key_value_heads", "head_dim"}
+    if not config.check(fits, "per_layer_config", "the same heads for each full-attention layer alone", written):
+        return heads, head_dim
+    reader = Config(own, f"{config.origin}: per_layer_config")
+    numbers = reader.size("num_key_value_heads", heads), reader.size("head_dim", head_dim)
+    config.problems += reader.problems
+    return numbers
 
 
 def read(config: Config) -> Decoder:
     """Read a Gemma4TextConfig."""
     kinds = layer_kinds(config)
     layers = config.size("num_hidden_layers")
-    heads, inputs = config.size("num_attention_heads"), config.get("hidden_size_per_layer_input", 256)
+    heads, inputs = config.size("num_attention_heads"), config.size("hidden_size_per_layer_input", 256, least=0)
     kv_heads, head_dim = full_heads(config, kinds)
-    reused = config.get("num_kv_shared_layers", 0)
+    reused = config.size("num_kv_shared_layers", 0, least=0)
     size = window(config, absent=512)
     features = {}
     if inputs:
@@ -59,7 +71,7 @@ def read(config: Config) -> Decoder:
         body="gemma4",
         tied=True,
         features=features,
-        act=str(config.get("hidden_activation", TANH_GELU)),
+        act=config.word("hidden_activation", TANH_GELU, ACTIVATIONS),
         rope={"rope_type": "default", "rope_theta": 10000.0},
         windows=tuple(size if kind == "sliding_attention" else None for kind in kinds),
         layer_kinds=tuple(f"{kind}+{SHARED}" if i >= layers - reused else kind for i, kind in enumerate(kinds)),

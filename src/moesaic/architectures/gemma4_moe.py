@@ -32,7 +32,7 @@ GEMMA4_MOE = SparseTarget(
     "gemma4_text",
     "Gemma4ForCausalLM",
     bodies=frozenset({"gemma4"}),
-    supports=frozenset({"layer_inputs", "k_eq_v", "head_dim", "non_silu", "shared_expert"}),
+    supports=frozenset({"layer_inputs", "per_layer", "k_eq_v", "head_dim", "non_silu", "shared_expert"}),
     experts=(
         ExpertTensor(LAYER + "experts.gate_up_proj", ("gate", "up")),
         ExpertTensor(LAYER + "experts.down_proj", ("down",)),

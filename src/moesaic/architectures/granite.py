@@ -16,6 +16,7 @@ from moesaic.architectures.dense import (
     mlp_bias_features,
 )
 
+ATTENTION = frozenset({"attention", "full_attention"})
 FFN = "model.layers.{layer}.shared_mlp."
 MULTIPLIERS = {
     "embedding_multiplier": "embedding_scale",
@@ -44,7 +45,8 @@ def read_hybrid(config: Config) -> Decoder:
     """Read a GraniteMoeHybridConfig without experts, whose FFN is what the sparse class calls its shared one."""
     scales, features = multipliers(config)
     features |= attention_bias_features(config)
-    if set(config.get("layer_types", ["mamba"])) - {"attention", "full_attention"}:
+    kinds = config.words("layer_types", config.size("num_hidden_layers"), (*ATTENTION, "mamba", "linear_attention"))
+    if kinds is None or not ATTENTION.issuperset(kinds):
         features["mamba"] = "layer_types has Mamba layers"
     if config.get("position_embedding_type") != "rope":
         features["no_rotary"] = f"position_embedding_type = {config.get('position_embedding_type')}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moesaic.architectures.config import Config
+from moesaic.architectures.config import MAX_SIZE, Config
 from moesaic.architectures.dense import Decoder, DenseFamily, Entry, llama_like
 
 LAYER = "model.layers.{layer}."
@@ -10,22 +10,30 @@ LAYER = "model.layers.{layer}."
 
 def layer_kinds(config: Config) -> tuple[str, ...]:
     """Return each layer's mixer: `layer_types`, else attention where `full_attn_idxs` says; all, where absent."""
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list):
-        return tuple(kinds)
-    layers = range(config.size("num_hidden_layers"))
-    attention = config.get("full_attn_idxs", list(layers))
-    return tuple("full_attention" if layer in attention else "conv" for layer in layers)
+    layers = config.size("num_hidden_layers")
+    kinds = config.words("layer_types", layers, ("full_attention", "conv"))
+    if kinds is not None:
+        return kinds
+    attention = config.get("full_attn_idxs", list(range(layers)))
+    fits = isinstance(attention, list) and all(isinstance(layer, int) for layer in attention)
+    if not config.check(fits, "full_attn_idxs", "a list of layers", attention):
+        return ("conv",) * layers
+    return tuple("full_attention" if layer in attention else "conv" for layer in range(layers))
 
 
 def ffn_width(config: Config) -> int:
     """Return F: the class may shrink the written width to two thirds and round it up."""
-    width = config.size("block_ff_dim" if config.get("block_ff_dim") else "intermediate_size")
+    width = config.size("intermediate_size" if config.get("block_ff_dim") is None else "block_ff_dim")
     if not config.flag("block_auto_adjust_ff_dim", default=True):
         return width
-    width = int(config.real("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3))
+    adjusted = config.real("block_ffn_dim_multiplier", 1.0) * int(2 * width / 3)
     step = config.size("block_multiple_of", 256)
-    return -(-width // step) * step
+    rule = f"1 to {MAX_SIZE} once two thirds of it are multiplied by block_ffn_dim_multiplier"
+    return (
+        -(-int(adjusted) // step) * step
+        if config.check(1 <= adjusted <= MAX_SIZE, "intermediate_size", rule, adjusted)
+        else 1
+    )
 
 
 def read(config: Config) -> Decoder:
@@ -36,12 +44,14 @@ def read(config: Config) -> Decoder:
         config,
         "lfm2",
         body="lfm2",
-        tied=config.flag("tie_embedding", default=True),
+        tied=True,
+        tied_key="tie_word_embeddings" if config.get("tie_embedding") is None else "tie_embedding",
         theta=1000000.0,
         norm_eps=1e-5,
         norm_eps_key="norm_eps",
         features=features,
         width=ffn_width(config),
+        act="silu",
         layer_kinds=kinds,
         extra={"C": config.size("conv_L_cache", 3), "3": 3 * config.size("hidden_size"), "1": 1},
     )

@@ -11,7 +11,7 @@ from moesaic.architectures.config import Config
 from moesaic.architectures.dense import Decoder
 from moesaic.architectures.sparse import Runtime
 from moesaic.architectures.unsupported import ALREADY_SPARSE, EXPERT_COUNT_KEYS, UNSUPPORTED
-from moesaic.errors import ArchitectureError, did_you_mean, listing
+from moesaic.errors import ArchitectureError, brief, did_you_mean, listing
 from moesaic.spec import ModelShape
 
 SPLICING = "Pass --target splice to put MoE layers into the model's own class instead."
@@ -98,15 +98,20 @@ def _text_config(config: Mapping[str, Any]) -> tuple[Wrapper | None, Mapping[str
     text = config.get(wrapper.text_key)
     if not isinstance(text, Mapping):
         raise ArchitectureError(
-            f"config.json: {wrapper.text_key} must be the config of the language model. Got {text!r}."
+            f"config.json: {wrapper.text_key} must be the config of the language model. Got {brief(text)}."
         )
+    for key in {
+        key for changes in wrapper.becomes.values() for key, new in changes.items() if isinstance(new, Mapping)
+    }:
+        if not isinstance(config.get(key, {}), Mapping):
+            raise ArchitectureError(f"config.json: {key} must be a JSON object. Got {brief(config[key])}.")
     return wrapper, text, f"config.json: {wrapper.text_key}"
 
 
 def _family(text: Mapping[str, Any], origin: str) -> DenseFamily:
     model_type = text.get("model_type")
     if not isinstance(model_type, str):
-        raise ArchitectureError(f"{origin}: model_type must name the model's class. Got {model_type!r}.")
+        raise ArchitectureError(f"{origin}: model_type must name the model's class. Got {brief(model_type)}.")
     families: Mapping[str, DenseFamily] = records(DenseFamily)
     sparse = ALREADY_SPARSE | records(SparseTarget).keys()
     counts = {key: text[key] for key in EXPERT_COUNT_KEYS if isinstance(text.get(key), int) and text[key] > 1}

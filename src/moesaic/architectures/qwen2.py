@@ -11,9 +11,9 @@ def layer_windows(config: Config) -> tuple[int | None, ...]:
     layers = config.size("num_hidden_layers")
     used = config.flag("use_sliding_window", default=False)
     size = window(config, absent=4096) if used else None
-    first = config.get("max_window_layers", 28)
-    types = config.get("layer_types")
-    if isinstance(types, list) and len(types) == layers:
+    first = config.size("max_window_layers", 28, least=0)
+    types = config.words("layer_types", layers, ("full_attention", "sliding_attention"))
+    if types is not None:
         return tuple(size if kind == "sliding_attention" else None for kind in types)
     return tuple(size if i >= first else None for i in range(layers))
 

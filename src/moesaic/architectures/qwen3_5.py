@@ -18,14 +18,12 @@ LAYER = "model.layers.{layer}."
 
 def layer_kinds(config: Config) -> tuple[str, ...]:
     """Return each layer's mixer: `layer_types`, else full attention in every fourth layer."""
-    kinds = config.get("layer_types")
-    if isinstance(kinds, list):
-        return tuple(kinds)
+    layers = config.size("num_hidden_layers")
+    kinds = config.words("layer_types", layers, ("full_attention", "linear_attention"))
+    if kinds is not None:
+        return kinds
     period = config.size("full_attention_interval", 4)
-    return tuple(
-        "linear_attention" if (layer + 1) % period else "full_attention"
-        for layer in range(config.size("num_hidden_layers"))
-    )
+    return tuple("linear_attention" if layer % period else "full_attention" for layer in range(1, layers + 1))
 
 
 def read(config: Config) -> Decoder:

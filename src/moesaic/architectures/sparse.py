@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from moesaic.architectures.carried import CARRIED
 from moesaic.architectures.dense import Decoder
 from moesaic.shapes import Matrix
 from moesaic.spec import ModelShape
@@ -161,12 +162,8 @@ def common_config(decoder: Decoder) -> dict[str, Any]:
     theta = rope.pop("rope_theta")
     plain = rope["rope_type"] in ("default", "longrope")
     beside = ("partial_rotary_factor", "original_max_position_embeddings") if plain else ()
-    carried = (
-        *("bos_token_id", "eos_token_id", "pad_token_id", "dtype", "torch_dtype", "use_cache"),
-        *("attention_dropout", "initializer_range"),
-    )
     return {
-        **{key: decoder.config[key] for key in carried if key in decoder.config},
+        **{key: decoder.config[key] for key in CARRIED if key in decoder.config},
         "vocab_size": decoder.vocab,
         "hidden_size": decoder.hidden,
         "num_hidden_layers": decoder.num_layers,
@@ -185,10 +182,11 @@ def common_config(decoder: Decoder) -> dict[str, Any]:
     }
 
 
-def kin_config(decoder: Decoder) -> dict[str, Any]:
-    """Return the dense config's own keys for a class that differs from the dense one in its FFN alone."""
+def kin_config(decoder: Decoder, *without: str) -> dict[str, Any]:
+    """Return the dense config's keys, but for some, for a class that differs from the dense one in its FFN alone."""
     dropped = ("architectures", "model_type", "transformers_version", "auto_map", "_name_or_path", "intermediate_size")
-    return {**{key: decoder.config[key] for key in decoder.config if key not in dropped}, **common_config(decoder)}
+    kept = decoder.config.keys() - {*dropped, *without}
+    return {**{key: decoder.config[key] for key in decoder.config if key in kept}, **common_config(decoder)}
 
 
 def expert_counts(shape: ModelShape) -> dict[str, int]:
