@@ -143,9 +143,10 @@ def _layer_bytes(conversion: Conversion) -> int:
     """Return what making one layer holds: what the method says, and the tensor being rounded and written."""
     outputs, layer, target = conversion.outputs, conversion.shape.layer, conversion.match.target
     shared_factor, routed_factor = outputs.factors
-    up = next(iter(outputs.ffns.values()))["up"]
-    made = conversion.options.experts.working_bytes(layer, ITEM_BYTES[outputs.holdings.infos[up.tensor].dtype])
-    item = ITEM_BYTES[outputs.new_dtype]
+    tensors = {rows.tensor for ffn in outputs.ffns.values() for rows in ffn.values()}
+    widest = max(ITEM_BYTES[outputs.holdings.infos[name].dtype] for name in tensors)
+    made = conversion.options.experts.working_bytes(layer, widest)
+    item = ITEM_BYTES[outputs.dtype] if outputs.dtype else widest
     routed = max(_rounded(t, sizes(layer, layer.expert_size), item, routed_factor) for t in target.experts)
     shared = max((_rounded(t, sizes(layer, layer.shared_width), item, shared_factor) for t in target.shared), default=0)
     return max(made + routed, shared if layer.shared_expert else 0)
