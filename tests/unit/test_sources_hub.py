@@ -25,6 +25,8 @@ FILES = {
         "pytorch_model.bin": b"pickle",
         "consolidated.safetensors": b"the author's own layout",
         "onnx/model.safetensors": b"elsewhere",
+        "onnx/config.json": b"{}",
+        "1_Pooling/config.json": b"{}",
     },
     "org/pickled": {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
     "org/quantised": {"m.Q4_0.gguf": b"GGUF"},
@@ -101,7 +103,8 @@ def nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_model_is_downloaded_without_what_is_not_needed(source: str) -> None:
     said: list[str] = []
     folder = resolve(source, progress=said.append)
-    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors", "tokenizer.json"}
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"1_Pooling/config.json", "config.json", "model.safetensors", "tokenizer.json"}
     assert (folder / "model.safetensors").read_bytes() == b"weights"
     assert said == [f"{source}: downloading, or completing the hub's cache"]
 

@@ -176,16 +176,17 @@ class FolderSink:
             draft.write_text(text, encoding="utf-8")
             draft.rename(self.folder / name)
 
-    def carry(self, file: Path) -> None:
-        """Copy a small file of the source."""
+    def carry(self, file: Path, name: str) -> None:
+        """Copy a small file to a path in the folder."""
         with self._disk_errors():
-            shutil.copyfile(file, self.folder / file.name)
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, self.folder / name)
 
     def publish(self, config: dict[str, Any], *, durable: bool) -> None:
         """Write config.json and give the folder its name; with `durable`, only when every byte is on the disk."""
         with self._disk_errors():
             if durable:
-                for entry in (*self.folder.iterdir(), self.folder):
+                for entry in (*self.folder.rglob("*"), self.folder):
                     _sync(entry)
             (self.folder / JOURNAL).unlink()
             self.write_json(CONFIG, config)

@@ -14,7 +14,7 @@ from moesaic.checkpoints.dense import DenseCheckpoint
 from moesaic.checkpoints.fingerprint import fingerprint
 from moesaic.checkpoints.layout import index_json, lay_out
 from moesaic.checkpoints.place import REFUSED, settle
-from moesaic.checkpoints.side_files import is_side_file
+from moesaic.checkpoints.side_files import side_files
 from moesaic.checkpoints.sink import FolderSink
 from moesaic.convert.card import model_card
 from moesaic.convert.conversion import Conversion
@@ -26,14 +26,6 @@ from moesaic.convert.spliced import Spliced
 from moesaic.errors import CertificateError, CheckpointError
 from moesaic.plan import Copy, Fill, Plan, Router
 
-NOT_CARRIED = (
-    "config.json",
-    "moesaic.json",
-    "report.json",
-    "README.md",
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-)
 DEFAULT_SHARD = 5 * 10**9  # bytes, as the hub's own tools cut
 
 MAX_WORKERS = 1024
@@ -120,8 +112,10 @@ def convert(
         producer.run(shards, writing.threads)
         if index := index_json(shards, plan.outputs):
             sink.write_json(*index)
-        for file in (*_side_files(source.folder), *conversion.code):
-            sink.carry(file)
+        for path in side_files(source.folder):
+            sink.carry(source.folder / path, path)
+        for file in conversion.code:
+            sink.carry(file, file.name)
         if finish:
             record["certificate"] = _certified(sink, finish, conversion.config, record)
         sink.write_json("moesaic.json", record)
@@ -176,11 +170,6 @@ def _check_repeats(plan: Plan, source: DenseCheckpoint) -> None:
                 "reads it, 4.57 does not. Set tie_word_embeddings to false in config.json to keep it, or take it from "
                 "the files to tie them."
             )
-
-
-def _side_files(source: Path) -> list[Path]:
-    files = [file for file in source.iterdir() if is_side_file(file) and file.name not in NOT_CARRIED]
-    return sorted(file for file in files if file.is_file())
 
 
 __all__ = ["Conversion", "Convertible", "Finish", "Options", "Spliced", "Writing", "convert", "prepare"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration.ranks import Ranks
 from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, torch_dtype
-from moesaic.checkpoints.side_files import is_side_file
+from moesaic.checkpoints.side_files import side_files
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
 from moesaic.saving import write_tensors
@@ -20,9 +20,6 @@ from moesaic.training.shards import whole
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NOT_CARRIED = ("config.json", "moesaic.json", "report.json", INDEX, "pytorch_model.bin.index.json")
-TEMPLATES = "additional_chat_templates"
-"""Folder of a tokenizer's chat templates beyond the first."""
 OF_LOADING = {
     *("dtype", "torch_dtype", "_name_or_path", "transformers_version", "distributed_config", "use_cache"),
     *("architectures", "auto_map", "return_dict", "_attn_implementation", "_experts_implementation"),
@@ -54,13 +51,10 @@ def write_model(
     if ranks.rank:
         return
     _write_weights(_as_on_disk(model, state, source), source, to)
-    for path in sorted(source.folder.iterdir()):
-        if (is_side_file(path) or path.suffix == ".py") and path.name not in NOT_CARRIED and path.is_file():
-            shutil.copyfile(path, to / path.name)
-    if templates := sorted((source.folder / TEMPLATES).glob("*.jinja")):
-        (to / TEMPLATES).mkdir()
-        for path in templates:
-            shutil.copyfile(path, to / TEMPLATES / path.name)
+    code = sorted(path.name for path in source.folder.glob("*.py") if path.is_file())
+    for name in (*side_files(source.folder), *code):
+        (to / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.folder / name, to / name)
     save(to)
     write_json(to / "config.json", config)
 

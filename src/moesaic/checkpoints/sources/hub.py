@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from glob import escape
 from pathlib import Path
 from typing import NoReturn
 
-from moesaic.checkpoints.side_files import SUFFIXES, VERSIONED
+from moesaic.checkpoints.side_files import SUFFIXES, VERSIONED, carried
 from moesaic.checkpoints.sources.folder import has_pickled_weights, unpickling_remedy
 from moesaic.errors import SourceError
 
 WANTED = ["*.safetensors", "README.md", *(f"*{suffix}" for suffix in SUFFIXES), f"{VERSIONED}*"]
-UNWANTED = ["*/*", "consolidated*"]
-"""Other layouts of the same weights, kept in subfolders or under the original author's names."""
+UNWANTED = ["consolidated*"]
+"""The same weights under the original author's names."""
+BELOW = "*/*"
+"""All that stands in sub-folders."""
 TIMEOUT = 10.0
 """Seconds until the hub must have answered a question."""
 IDENTIFIER = re.compile(r"(?P<name>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -43,12 +46,17 @@ def resolve(source: str, say: Callable[[str], None]) -> Path:
         info = huggingface_hub.HfApi().model_info(name, revision=revision, timeout=TIMEOUT)
     except Exception as error:  # noqa: BLE001  (the errors of the network stack share no base)
         return _cached(source, name, revision, error)
-    _check_weights(source, name, [sibling.rfilename for sibling in info.siblings or ()])
+    files = [sibling.rfilename for sibling in info.siblings or ()]
+    _check_weights(source, name, files)
     say(f"{source}: downloading, or completing the hub's cache")
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                name, revision=info.sha, allow_patterns=WANTED, ignore_patterns=UNWANTED, etag_timeout=TIMEOUT
+                name,
+                revision=info.sha,
+                allow_patterns=WANTED,
+                ignore_patterns=[*UNWANTED, *_left_out(files)],
+                etag_timeout=TIMEOUT,
             )
         )
     except Exception as error:  # noqa: BLE001
@@ -79,12 +87,23 @@ def _cached(source: str, name: str, revision: str | None, error: Exception) -> P
 
     try:
         found = huggingface_hub.snapshot_download(
-            name, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED, local_files_only=True
+            name, revision=revision, allow_patterns=WANTED, ignore_patterns=[*UNWANTED, BELOW], local_files_only=True
         )
     except Exception:  # noqa: BLE001  (the first error says more)
         _refuse(source, error)
     _check_weights(source, name, [path.name for path in Path(found).iterdir()])
     return Path(found)
+
+
+def _left_out(files: Iterable[str]) -> list[str]:
+    """Return patterns of the sub-folders that hold other layouts of the weights, or other models.
+
+    >>> _left_out(["model.safetensors", "onnx/model.onnx", "onnx/config.json", "1_Pooling/config.json"])
+    ['onnx/*']
+    """
+    below = [file for file in files if "/" in file]
+    kept = {file.partition("/")[0] for file in carried(below)}
+    return [f"{escape(folder)}/*" for folder in sorted({file.partition("/")[0] for file in below} - kept)]
 
 
 def _check_weights(source: str, name: str, files: list[str]) -> None:
