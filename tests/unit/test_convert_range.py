@@ -16,7 +16,10 @@ from moesaic.convert import Options, Writing, convert
 from moesaic.errors import PlanError
 from moesaic.experts.partition import Partition
 from moesaic.experts.sparse_upcycling import SparseUpcycling
-from moesaic.spec import MoESpec
+from moesaic.routers.normal import Normal
+from moesaic.seeds import Stream
+from moesaic.spec import LayerSpec, MoESpec
+from moesaic.stats import UNSEEN, Seen
 
 NORM, DOWN = "model.norm.weight", "model.layers.1.mlp.down_proj.weight"
 
@@ -54,6 +57,19 @@ def test_what_a_method_scales_must_fit_as_well(tmp_path: Path) -> None:
         PlanError, match=r"experts\.\d\.w2\.weight': .* float16, .*Got 90000\. Pass --dtype bfloat16 or"
     ):
         convert(dense, tmp_path / "moe", Options(MoESpec(3, 1), Partition()))
+
+
+class Large(Normal):
+    """A router that saw very large inputs, as one from data may."""
+
+    def weight(self, layer: LayerSpec, stream: Stream, seen: Seen = UNSEEN) -> np.ndarray:
+        return 1e7 * super().weight(layer, stream, seen)
+
+
+def test_a_router_must_fit_as_well(tmp_path: Path) -> None:
+    options = Options(MoESpec(4, 2), SparseUpcycling(), Large(), dtype="F16")
+    with pytest.raises(PlanError, match=r"tensor 'model\.layers\.\d\.block_sparse_moe\.gate\.weight': .* float16"):
+        convert(source(tmp_path / "dense"), tmp_path / "moe", options)
 
 
 @pytest.mark.parametrize(
