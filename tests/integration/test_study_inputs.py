@@ -152,7 +152,7 @@ def test_a_method_that_needs_other_labels_is_told_before_anything_is_trained(
     assert run(words(model, data, out, "--arms", "dense", "recommended")) == 1
     assert (
         "study languages: every method must fit the data. 1 do not:\n  - recommended: the training rows must have 16 "
-        f"labels, one for each of 16 experts. Got {len(labels)}: {list(labels)}. Leave it out by --arms, or size it in "
-        "a file of your own (docs/studies.md)."
+        f"labels, one for each of 16 experts. Got {len(labels)}: {list(labels)}. Size it in a file of your own "
+        "(docs/studies.md).\nCorrect the study, or run others by --arms."
     ) in capsys.readouterr().err
     assert nothing_is_trained(out)

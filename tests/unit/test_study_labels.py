@@ -37,7 +37,7 @@ def rows(folder: Path, column: str, labels: Iterable[Any]) -> Path:
         ("abcd", 1, ""),
         ("abab", 2, ""),
         ((0, 1, 2, 3), 1, ""),
-        ("ab", 1, "the training rows must have 4 labels, one for each of 4 experts. Got 2: ['a', 'b']. Leave it out"),
+        ("ab", 1, "the training rows must have 4 labels, one for each of 4 experts. Got 2: ['a', 'b']. Size it"),
         ("abcde", 1, "the training rows must have 4 labels, one for each of 4 experts. Got 5: "),
         ("abcd", 2, "the training rows must have 2 labels, one for every 2 of 4 experts. Got 4: "),
     ],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +221,16 @@ def test_a_metric_that_some_seed_has_no_number_for_is_left_out(tmp_path: Path) -
     found, _, text = written(tmp_path)
     assert found.rows[1].means == {}
     assert re.search(r"\| other \| another \| 0.5 \| 3.000 \|  \|", text)
+
+
+def test_of_data_in_one_language_the_metric_stands_for_its_mean(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Translating(Bench):
+        def measures(self) -> tuple[Measure, ...]:
+            return (Measure(Perplexity(), "test", ("loss, mean over languages",)),)
+
+    fill(tmp_path)
+    bench: Any = Translating()
+    found = collect(replace(MADE, bench=bench), tmp_path, "")
+    assert found.headline() == [("perplexity", "loss")]
+    assert found.tuning["dense"][0.25].scores == {("perplexity", "loss"): 2.0}

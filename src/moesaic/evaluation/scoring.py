@@ -37,6 +37,8 @@ CODES = {
     **dict.fromkeys(("kor", "korean"), "ko"),
 }
 """What else they are called, by ISO 639-3 and in English."""
+OVER = ", mean over languages"
+"""How the name of such a mean ends."""
 Smooth = Literal["exp", "floor", "add-k", "none"]
 
 
@@ -181,7 +183,7 @@ def over_languages(metric: Metric, languages: Sequence[str]) -> Metric:
             mean = np.where(known, each, 0.0).sum(-1) / known.sum(-1)
         return np.where(known.sum(-1) > 1, mean, np.nan)
 
-    return replace(metric, name=f"{metric.name}, mean over languages", columns=columns, value=value)
+    return replace(metric, name=f"{metric.name}{OVER}", columns=columns, value=value)
 
 
 def translation_metrics(bleu: Bleu, chrf: Chrf, languages: Sequence[str], *further: Metric) -> tuple[Metric, ...]:

@@ -14,7 +14,7 @@ from moesaic.training.tasks.speech_translation import SpeechTranslation
 from moesaic.training.tasks.tables import LABEL, open_table
 
 HELD_OUT = "validation"
-REMEDY = "Leave it out by --arms, or size it in a file of your own (docs/studies.md)."
+REMEDY = "Size it in a file of your own (docs/studies.md)."
 
 
 def mislabelled(arm: Arm, data: Any) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import StudyError
+from moesaic.evaluation.scoring import OVER
 from moesaic.studies.comparing import Against, Mean, against_of, keys_of, mean_of, refuse_others, values_of
 from moesaic.studies.records import Cell, loss_of
 from moesaic.studies.study import Study
@@ -70,7 +71,7 @@ class Result:
 
     def headline(self) -> list[tuple[str, str]]:
         """Return (measure, metric) of what the first table shows."""
-        return [(one.title, metric) for one in self.study.bench.measures() for metric in one.headline]
+        return _headline(self.study, self.rows[0].cells)
 
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Return the short table: its head, and a row for each method."""
@@ -128,7 +129,7 @@ def collect(study: Study, out: Path, command: str) -> Result:
         raise StudyError(f"{out}: some arm must be finished in all seeds. Got none. Run the study.")
     refuse_others(whole)
     first = next(iter(whole.values()))[0]["measures"]
-    _check_headlines(study, first)
+    _headline(study, next(iter(whole.values())))  # which raises
     means = {name: {key: mean_of(found, *key) for key in keys_of(found)} for name, found in whole.items()}
     rows = []
     for name, found in whole.items():
@@ -172,18 +173,29 @@ def _versions(cells: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def _tried(study: Study, cells: Sequence[Mapping[str, Any]]) -> Tried:
     loss = held_out(tuple(cells))
-    known = keys_of(cells) if loss is not None else []
-    keys = [(one.title, metric) for one in study.bench.measures() for metric in one.headline]
-    return Tried(loss, {key: float(values_of(cells, *key).mean()) for key in keys if key in known})
+    if loss is None:
+        return Tried(loss, {})
+    known = keys_of(cells)
+    return Tried(loss, {key: float(values_of(cells, *key).mean()) for key in _headline(study, cells) if key in known})
 
 
-def _check_headlines(study: Study, measures: Mapping[str, Any]) -> None:
+def _headline(study: Study, cells: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Return (measure, metric) of what the first table shows; of data in one language, what means would be of.
+
+    Raises:
+        StudyError: where it is no metric.
+    """
+    found = []
     for one in study.bench.measures():
+        known = cells[0]["measures"][one.title]["draws"]
         for name in one.headline:
-            if name not in (known := measures[one.title]["draws"]):
+            chosen = name if name in known else name.removesuffix(OVER)
+            if chosen not in known:
                 raise StudyError(
                     f"{one.title}: a headline must be one of its metrics, {', '.join(known)}. Got '{name}'."
                 )
+            found.append((one.title, chosen))
+    return found
 
 
 def _slim(cell: Mapping[str, Any]) -> dict[str, Any]:
