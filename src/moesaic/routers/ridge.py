@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from moesaic.errors import CalibrationError, brief
@@ -81,12 +82,17 @@ class Ridge(RouterInit):
         return [index for _, index in sorted(found, key=lambda pair: natural(pair[0]))]
 
 
+_ALONE = threading.Lock()
+"""Layers are made by several threads, and how many torch takes is a setting of the process."""
+
+
 def _solve(matrix_DD: torch.Tensor, right_DL: torch.Tensor) -> torch.Tensor:
     """Solve in one thread: with more, LAPACK rounds in another order, and the bits depend on the machine's cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        solved_DL: torch.Tensor = torch.linalg.solve(matrix_DD, right_DL)
-        return solved_DL
-    finally:
-        torch.set_num_threads(threads)
+    with _ALONE:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            solved_DL: torch.Tensor = torch.linalg.solve(matrix_DD, right_DL)
+            return solved_DL
+        finally:
+            torch.set_num_threads(threads)
