@@ -235,6 +235,12 @@ def test_empty_and_doubled_items_and_no_numbers_are_refused(
     assert not out.exists()
 
 
+def test_a_file_is_no_folder_for_records(pico_llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(EvaluationError, match=r"out must be a folder\. A file of that name"):
+        evaluate(pico_llama, Doubling(), NUMBERS, out=tmp_path / "out")
+
+
 # Comparing
 
 

@@ -211,6 +211,8 @@ def _held(out: str | Path | None) -> AbstractContextManager[None]:
     """Let no other process write there meanwhile."""
     if out is None:
         return nullcontext()
+    if Path(out).is_file():
+        raise EvaluationError(f"{out}: out must be a folder. A file of that name exists. Choose another.")
     Path(out).mkdir(parents=True, exist_ok=True)
     return alone(Path(out), EvaluationError)
 
