@@ -197,11 +197,11 @@ def decode(source: object) -> None:
     ("name", "content", "message"),
     [
         ("a.png", png()[:48], "a.png: the image must be whole"),
-        ("a.jpg", b"no image", "a.jpg: the image must be whole"),
+        ("a.jpg", b"no image", "whole. Got UnidentifiedImageError: cannot identify image file. Fetch"),
         ("a.wav", wav(loudness=0), "a.wav: the recording must hold sound. Got 4000 samples with a peak of 0"),
         ("a.wav", wav(loudness=5e-5), "a.wav: the recording must hold sound"),
         ("a.wav", wav(seconds=0), "a.wav: the recording must hold sound. Got 0 samples"),
-        ("a.ogg", b"no sound", "a.ogg: the recording must be whole"),
+        ("a.ogg", b"no sound", "whole. Got LibsndfileError: Error opening: Format not recognised. Fetch"),
         ("a.txt", b"caf\xe9 noir", "a.txt: the text must be UTF-8. Got byte 0xe9 at position 3"),
         ("a.json", b'["caf\xe9"]', "a.json: the text must be UTF-8"),
         ("a.json", b"{}", "a.json: the file must hold a list. Got dict"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ class Picture:
             return work(pil)
         except (*UNDECODABLE, pil.DecompressionBombError) as error:
             raise CalibrationError(
-                f"{self.name}: the image must be whole. Got {type(error).__name__}: {error}. "
+                f"{self.name}: the image must be whole. Got {type(error).__name__}: {_said(error)}. "
                 "Fetch it again or remove it."
             ) from None
 
@@ -140,7 +141,7 @@ class Sound:
             return work(soundfile)
         except (soundfile.SoundFileError, *UNDECODABLE) as error:
             raise CalibrationError(
-                f"{self.name}: the recording must be whole. Got {type(error).__name__}: {error}. "
+                f"{self.name}: the recording must be whole. Got {type(error).__name__}: {_said(error)}. "
                 "Fetch it again or remove it."
             ) from None
 
@@ -168,6 +169,11 @@ def _resampled(wave: np.ndarray, given: int, rate: int) -> np.ndarray:
     common = math.gcd(given, rate)
     changed: np.ndarray = resample_poly(wave, rate // common, given // common)
     return changed.astype(np.float32)
+
+
+def _said(error: Exception) -> str:
+    """Return what a decoder says, but where in memory the bytes of the file stand."""
+    return re.sub(r" <_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).rstrip(".")
 
 
 def _needed(module: str, package: str, name: str) -> Any:
