@@ -334,6 +334,14 @@ def test_folders_in_the_way_are_refused(model: Path, tmp_path: Path) -> None:
     assert longer.steps == 5
 
 
+def test_a_decoder_of_token_ids_has_nothing_to_evaluate_on_but_what_is_held_out(model: Path, tmp_path: Path) -> None:
+    """Its folder has no tokenizer, so the built-in passages can't be read."""
+    given = {**PLAIN, "task": Toy(held_out=0)}
+    with pytest.raises(TrainingError, match="Toy: evaluate_every must have held-out examples"):
+        train(recipe(model, tmp_path / "run", **given))
+    assert train(recipe(model, tmp_path / "run", **{**given, "evaluate_every": 0})).curve == ()
+
+
 def test_several_processes_are_asked_for_by_name(model: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="at least two processes"):
         train(recipe(model, tmp_path / "run", parallel="fsdp2", **PLAIN))

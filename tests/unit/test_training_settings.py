@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.integration import calibrating
 
 from moesaic.errors import TrainingError
+from moesaic.modeling.loading import load
+from moesaic.training.curve import Curve
 from moesaic.training.recipe import Prepared, Recipe, Training
-from moesaic.training.settings import RANGES, check, check_data, warmup_steps
+from moesaic.training.settings import RANGES, check, check_evaluation, warmup_steps
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,19 @@ def test_a_warm_up_leaves_a_step_that_trains() -> None:
 
 
 @pytest.mark.parametrize("held_out", [None, []])
-@pytest.mark.parametrize("kind", ["image", "speech", "decoder"])
-def test_evaluation_needs_something_to_evaluate_on(kind: str, held_out: list[int] | None) -> None:
-    """A decoder of text has the built-in passages; nothing else has."""
-    model: Any = SimpleNamespace(
-        main_input_name={"image": "pixel_values", "speech": "input_features", "decoder": "input_ids"}[kind],
-        config=SimpleNamespace(is_encoder_decoder=kind == "speech"),
-        can_generate=lambda: kind != "image",
-    )
-    prepared = Prepared(model, [1], held_out, lambda _: {}, lambda _: 0, (), lambda _: None)
-    check_data(recipe(), prepared, 1)
+@pytest.mark.parametrize("kind", ["image", "speech", "decoder", "decoder of token ids"])
+def test_evaluation_needs_something_to_evaluate_on(kind: str, held_out: list[int] | None, tmp_path: Path) -> None:
+    """A decoder of text has the built-in passages, where its folder has a tokenizer; nothing else has."""
+    save = {"image": calibrating.MODELS["vit"], "speech": calibrating.MODELS["whisper"]}.get(kind, calibrating.llama)
+    folder = save(tmp_path)
+    if kind == "decoder of token ids":
+        for file in folder.glob("*token*"):
+            file.unlink()
+    prepared = Prepared(load(folder), [1], held_out, lambda _: {}, lambda _: 0, (), lambda _: None)
+    batches = Curve.of(prepared, folder, 1, 1).batches
+    check_evaluation(recipe(), batches)
     if kind == "decoder":
-        check_data(recipe(evaluate_every=5), prepared, 1)
+        check_evaluation(recipe(evaluate_every=5), batches)
         return
     with pytest.raises(TrainingError, match="evaluate_every must have held-out examples"):
-        check_data(recipe(evaluate_every=5), prepared, 1)
+        check_evaluation(recipe(evaluate_every=5), batches)

@@ -108,6 +108,7 @@ def _made(recipe: Recipe, place: Place, prepared: Prepared, ranks: Ranks, say: S
     """Put together what a run is made of, but for the trainer."""
     how = recipe.training
     curve = Curve.of(prepared, place.model, how.batch_size, how.held_out_tokens)
+    settings.check_evaluation(recipe, curve.batches)
     if place.parent is not None and curve.batches:
         parent = load_parent(place.parent, device())
         why = curve.compare_with(parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -108,10 +108,10 @@ def _tracker(name: str) -> str:
 
 
 def check_data(recipe: Recipe, prepared: Prepared, processes: int) -> None:
-    """Refuse data that can't make a batch, or that leave nothing to evaluate on where that is asked for.
+    """Refuse data that can't make a batch.
 
     Raises:
-        TrainingError: where there are fewer examples than processes, or none held out.
+        TrainingError: where there are fewer examples than processes.
     """
     count = len(prepared.train)
     if count < processes:
@@ -119,17 +119,22 @@ def check_data(recipe: Recipe, prepared: Prepared, processes: int) -> None:
             f"{type(recipe.task).__name__}: the data must hold an example for each process. Got {count} examples for "
             f"{processes}. Give more data."
         )
-    is_held_out = prepared.held_out is not None and len(prepared.held_out) > 0
-    if recipe.training.evaluate_every and not is_held_out and not _reads_passages(prepared.model):
+
+
+def check_evaluation(recipe: Recipe, batches: Sequence[Any]) -> None:
+    """Refuse to evaluate where there is nothing to evaluate on.
+
+    Args:
+        batches: held out, or built-in passages.
+
+    Raises:
+        TrainingError: where that is asked for and there are none.
+    """
+    if recipe.training.evaluate_every and not batches:
         raise TrainingError(
-            f"{type(recipe.task).__name__}: evaluate_every must have held-out examples. Got none. Give a larger "
-            "held_out share, or evaluate_every=0."
+            f"{type(recipe.task).__name__}: evaluate_every must have held-out examples, or a decoder whose folder has "
+            "a tokenizer for the built-in passages. Got neither. Give a larger held_out share, or evaluate_every=0."
         )
-
-
-def _reads_passages(model: Any) -> bool:
-    """Return whether the built-in passages (`curve`) stand in for held-out examples: for decoders of text."""
-    return bool(model.main_input_name == "input_ids" and not model.config.is_encoder_decoder and model.can_generate())
 
 
 def arguments(how: Training, out: Path) -> dict[str, Any]:
