@@ -10,8 +10,8 @@ from moesaic.errors import ArchitectureError, brief, did_you_mean, listing
 
 MAX_SIZE = 2**31 - 1
 MAX_REAL = 1e300
-LIMITS = {"num_hidden_layers": 10_000}
-"""What no model exceeds, by key: a damaged number must not make anyone count to it."""
+MAX_LAYERS = 10_000
+"""What no model exceeds: a damaged number must not make anyone count to it."""
 
 
 class Config:
@@ -45,7 +45,7 @@ class Config:
     def size(self, key: str, default: int | None = None, least: int = 1) -> int:
         """Return a whole number from `least` on; its absence is a problem unless there is a default."""
         value = self.get(key, default)
-        most = LIMITS.get(key, MAX_SIZE)
+        most = MAX_LAYERS if key == "num_hidden_layers" else MAX_SIZE
         if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most:
             return value
         self.problems.append(f"{self.origin}: {key} must be a whole number from {least} to {most}. Got {brief(value)}.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from moesaic.architectures.config import MAX_LAYERS
 from moesaic.convert.choosing import choose
 from moesaic.convert.options import Options, check_methods, default_router, layer_spec
 from moesaic.convert.spliced import Spliced
@@ -26,6 +27,7 @@ def splice(config: Mapping[str, Any], options: Options, infos: Mapping[str, Tens
         ArchitectureError: no FFN is found. PlanError: the options contradict each other or the model. CheckpointError:
         the FFNs' tensors are not in the files.
     """
+    from moesaic.modeling.tiny import parts  # noqa: PLC0415
     from moesaic.modeling.tracing import find  # noqa: PLC0415  # imports transformers
     from moesaic.modeling.twin import skeleton  # noqa: PLC0415
 
@@ -35,6 +37,10 @@ def splice(config: Mapping[str, Any], options: Options, infos: Mapping[str, Tens
             f"config.json: architectures must name a class of model_type '{config['model_type']}'. Got {cls.__name__}. "
             "Correct whichever is wrong."
         )
+    for part in parts(settings):
+        layers = getattr(part, "num_hidden_layers", None)  # under whatever name the class has it
+        if isinstance(layers, int) and layers > MAX_LAYERS:
+            raise ArchitectureError(f"config.json: num_hidden_layers must be at most {MAX_LAYERS}. Got {layers}.")
     sites = find(settings, cls).sites
     model = skeleton(cls, settings)
     if infos is None:
@@ -87,8 +93,9 @@ def _plain(config: Mapping[str, Any], options: Options) -> Mapping[str, Any]:
             f"--for {options.runtime}: MoE layers inside '{config.get('model_type')}' need a few lines of code that "
             "come with the output, and only transformers 5 and 4.57 are known to load them. Leave --for out."
         )
-    if not config.get("architectures"):
-        raise ArchitectureError("config.json: architectures must name the model's class. Got none. Add it.")
+    names = config.get("architectures")
+    if not (isinstance(names, list) and names and isinstance(names[0], str)):
+        raise ArchitectureError(f"config.json: architectures must name the model's class. Got {brief(names)}. Add it.")
     return config
 
 

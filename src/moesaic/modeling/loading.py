@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from moesaic.errors import CertificateError
+from moesaic.errors import CertificateError, MoesaicError
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION
 from moesaic.quiet import quiet
@@ -123,7 +124,10 @@ def _loading(name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
-    except (AttributeError, KeyError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except MoesaicError:
+        raise
+    except Exception as error:  # strict configs and safetensors have kinds of their own, without a common base
+        said = " ".join([f"{type(error).__name__},", *re.sub(r"\b\w+Error: ", "", str(error)).split()])
         raise CertificateError(
-            f"{name}: the installed transformers must load the model. It does not: {type(error).__name__}: {error}"
+            f"{name}: the installed transformers must load the model. It does not: {said}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -81,4 +82,4 @@ def _removing(handle: Any) -> Iterator[None]:
 
 
 def _flat(x: torch.Tensor) -> torch.Tensor:
-    return x.detach().reshape(-1, x.shape[-1]).clone()
+    return x.detach().reshape(math.prod(x.shape[:-1]), x.shape[-1]).clone()

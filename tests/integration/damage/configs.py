@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ def damages() -> Iterator[Damage]:
     yield from _keys()
     yield from _texts()
     yield from _composite()
+    yield from _layers()
+    yield from _spliced()
 
 
 def _set(**changes: Any) -> Callable[[Path], None]:
@@ -137,6 +140,26 @@ def _composite() -> Iterator[Damage]:
         "embed_tokens",
         model="llava",
     )
+
+
+def _layers() -> Iterator[Damage]:
+    """What each layer of a Qwen2 is: one word for each."""
+    for value in (5, "full_attention", ["full_attention"], ["full_attention", "spiral"], [["full_attention"], {}]):
+        yield Damage(f"qwen2: layer_types = {value!r}", _set(layer_types=value), "layer_types", model="qwen2")
+
+
+def _spliced() -> Iterator[Damage]:
+    """A class that has no MoE kin, whose config transformers reads."""
+    bert = {"model_type": "bert", "architectures": ["BertForMaskedLM"]}
+    for key, values in {
+        "hidden_size": ("x", None, [64]),
+        "hidden_act": (5,),
+        "num_hidden_layers": (10**9,),
+        "architectures": (5, [5], "BertForMaskedLM", []),
+    }.items():
+        for value in values:
+            text = json.dumps({**bert, key: value}).encode()
+            yield Damage(f"bert: {key} = {value!r}", lambda work, t=text: _replace(work, t), key)
 
 
 def _file(work: Path) -> Path:
