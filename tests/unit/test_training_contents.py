@@ -14,6 +14,7 @@ from moesaic.training import contents
 from moesaic.training.contents import digest
 from moesaic.training.recipe import Prepared, Recipe
 from moesaic.training.record import check, record
+from moesaic.training.tasks.classification import Classification
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,47 @@ def test_changed_data_are_refused_and_runs_without_a_digest_go_on(data: Path, tm
     del old["data"]
     file.write_text(json.dumps(old))
     check(file, record(given, "weights", 1))
+
+
+@pytest.mark.parametrize(
+    ("where", "place"), [("rows.jsonl", ".."), ("", ".."), ("rows.jsonl", None), ("", None), ("in memory", None)]
+)
+def test_media_that_lie_elsewhere_count(where: str, place: str | None, data: Path, tmp_path: Path) -> None:
+    """Whether rows name them by relative paths (place) or absolute ones (None), in a file, a folder or in memory."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for n in range(3):
+        (pictures / f"{n}.png").write_bytes(bytes(8))
+    paths = [f"{place or tmp_path}/pictures/{n}.png" for n in range(3)]
+    rows: list[dict[str, Any]] = [{"image": path, "label": "ab"[n % 2]} for n, path in enumerate(paths)]
+    rows[2]["image"] = {"path": rows[2]["image"], "bytes": None}
+    (data / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = Recipe(Classification(rows if where == "in memory" else data / where), "model", tmp_path / "run")
+    before = record(given, "weights", 1)
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps(before))
+    (pictures / "0.png").touch()
+    check(file, record(given, "weights", 1))
+    for n in (0, 2):
+        (pictures / f"{n}.png").write_bytes(bytes(7) + b"1")
+        with pytest.raises(TrainingError, match=r"elsewhere that the data name \(digest\): was "):
+            check(file, record(given, "weights", 1))
+        (pictures / f"{n}.png").write_bytes(bytes(8))
+    check(file, record(given, "weights", 1))
+    (pictures / "0.png").unlink()
+    check(file, record(given, "weights", 1))  # the task says so
+    old = {key: value for key, value in before.items() if key != "media"}
+    file.write_text(json.dumps(old))
+    check(file, before)
+
+
+def test_media_in_the_data_are_no_others(data: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (data / name).mkdir()
+        (data / name / "1.png").write_bytes(b"1")
+    assert record(Recipe(Classification(data), "model", tmp_path / "run"), "weights", 1)["media"] is None
+    for broken in (data / "two.txt", data / "gone", [1, 2]):
+        assert record(Recipe(Classification(broken), "model", tmp_path / "run"), "weights", 1)["media"] is None
 
 
 def test_rows_are_told_by_themselves(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ SAMPLE = 4096
 def digest(data: Path, out: Path) -> str | None:
     """Return a sha256 over names, sizes and contents of a file, or of all in a folder; None where it can't be read.
 
-    Hidden files don't count, nor do media elsewhere that rows name. Where the files hold more than `WHOLE` bytes
-    together, a change in the midst of one that keeps its size may go unseen.
+    Hidden files don't count, nor do media elsewhere that rows name (`digest_elsewhere`). Where the files hold more than
+    `WHOLE` bytes together, a change in the midst of one that keeps its size may go unseen.
 
     Args:
         data: the file or folder. out: of the run, which does not count where it lies within the data.
@@ -29,14 +29,30 @@ def digest(data: Path, out: Path) -> str | None:
         return None
 
 
-def digest_of(files: Iterable[Path], data: Path) -> str | None:
-    """Return the same of these files in this order, named by their paths below `data`."""
+def digest_elsewhere(named: Iterable[Path], data: Path | None, out: Path) -> str | None:
+    """Return the same of files that rows name, in this order, but for those that `digest` tells; None for no files.
+
+    Their names don't count: they stand in the rows.
+
+    Args:
+        named: absolute. data: the file or folder of the rows; None: they are in memory. out: of the run.
+    """
+    try:
+        own = set() if data is None else set(_files(data.expanduser().resolve(), out.expanduser().resolve()))
+    except OSError:
+        return None
+    return digest_of([file for file in named if file not in own], None)
+
+
+def digest_of(files: Iterable[Path], data: Path | None) -> str | None:
+    """Return the same of these files in this order, named by their paths below `data`, or not at all."""
     found = hashlib.sha256()
     try:
         sizes = {file: file.stat().st_size for file in files}
         is_whole = sum(sizes.values()) <= WHOLE
         for file, size in sizes.items():
-            found.update(repr((file.relative_to(data).as_posix(), size)).encode("utf-8", "surrogatepass"))
+            name = "" if data is None else file.relative_to(data).as_posix()
+            found.update(repr((name, size)).encode("utf-8", "surrogatepass"))
             with file.open("rb") as stream:
                 if is_whole:
                     found.update(hashlib.file_digest(stream, "sha256").digest())

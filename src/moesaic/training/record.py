@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from moesaic.errors import TrainingError, listing
-from moesaic.training.contents import digest
+from moesaic.training.contents import digest, digest_elsewhere
+from moesaic.training.media import named_files
 from moesaic.training.recipe import Recipe
 
 NAME = "recipe.json"
@@ -23,7 +24,11 @@ FREE = ("versions", "adjusted", "recipe.out", "recipe.model", "recipe.parent")
 """What a run may go on with another value of: paths may move (the weights are told by their fingerprint)."""
 FREE_TRAINING = ("log_every", "evaluate_every", "save_every", "keep", "trackers")
 """The same among the fields of `Training`: they decide what is written, and nothing of what is learned."""
-NAMES = {"fingerprint": "weights of the model (fingerprint)", "data": "files of the data (digest)"}
+NAMES = {
+    "fingerprint": "weights of the model (fingerprint)",
+    "data": "files of the data (digest)",
+    "media": "pictures or recordings elsewhere that the data name (digest)",
+}
 LONGEST = 200
 
 
@@ -39,6 +44,7 @@ def record(recipe: Recipe, fingerprint: str, processes: int) -> dict[str, Any]:
         "fingerprint": fingerprint,
         "processes": processes,
         "data": _data(recipe),
+        "media": _media(recipe),
         "recipe": {**plain(replace(recipe, teacher=None)), "teacher": recipe.teacher and plain(recipe.teacher.method)},
     }
 
@@ -47,6 +53,14 @@ def _data(recipe: Recipe) -> str | None:
     """Return the digest of the files that the task's field `data` names; None where it holds rows."""
     data = getattr(recipe.task, "data", None)
     return digest(Path(data), recipe.out) if isinstance(data, str | Path) else None
+
+
+def _media(recipe: Recipe) -> str | None:
+    """Return the digest of files elsewhere that rows name in the column that the task calls its `media`."""
+    data, media = (getattr(recipe.task, name, None) for name in ("data", "media"))
+    if media is None:
+        return None
+    return digest_elsewhere(named_files(data, media), Path(data) if isinstance(data, str | Path) else None, recipe.out)
 
 
 def plain(value: Any) -> Any:
@@ -90,7 +104,7 @@ def check(file: Path, now: Mapping[str, Any], *, adjust: bool = False) -> list[s
 def _differences(path: str, then: Any, now: Any) -> Iterator[str]:
     if path in FREE or path in {f"recipe.training.{name}" for name in FREE_TRAINING}:
         return
-    if path == "data" and None in (then, now):  # a run of an earlier moesaic, rows, or files that are gone
+    if path in ("data", "media") and None in (then, now):  # a run of an earlier moesaic, rows, or files that are gone
         return
     if isinstance(then, dict) and isinstance(now, dict):
         for key in sorted({*then, *now}):

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from moesaic.calibration.data import Source
+from moesaic.calibration.data import Kind, Source
 from moesaic.calibration.readers import WINDOW
 from moesaic.calibration.readers.base import Example
 from moesaic.calibration.readers.image import ImageReader
@@ -42,6 +42,7 @@ class Classification:
         data: a folder of images, a file or folder of rows, or rows. held_out: share that is never trained on.
     """
 
+    media: ClassVar[Kind] = "image"
     data: Source
     held_out: float = SHARE
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from moesaic.calibration.data import Source
+from moesaic.calibration.data import Kind, Source
 from moesaic.calibration.readers import WINDOW
 from moesaic.calibration.readers.base import Example
 from moesaic.calibration.readers.image import ImageReader
@@ -54,6 +54,7 @@ class Contrastive:
         batch_size: pairs of a micro-batch, where it is known: a softmax over one text has nothing to learn.
     """
 
+    media: ClassVar[Kind] = "image"
     data: Source
     groups: str = "label"
     held_out: float = SHARE

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from moesaic.calibration.data import Source
+from moesaic.calibration.data import Kind, Source
 from moesaic.training.recipe import Prepared
 from moesaic.training.tasks.encoded import Precision
 from moesaic.training.tasks.models import saver
@@ -38,6 +38,7 @@ class SpeechTranslation:
         ValueError: where `cut` is asked for without `frozen_encoder`.
     """
 
+    media: ClassVar[Kind] = "audio"
     data: Source
     asks: Literal["translate", "transcribe"] = "translate"
     split_by: str = ""
