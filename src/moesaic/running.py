@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesaic import __version__
-from moesaic.alone import LOCK, alone
 from moesaic.calibration.ranks import Ranks, join
 from moesaic.certification import Certificate, SplicedCertificate, certify
 from moesaic.checkpoints.audit import audit
@@ -23,18 +22,18 @@ from moesaic.checkpoints.sources import resolve
 from moesaic.errors import MoesaicError, TrainingError
 from moesaic.report.card import without_report
 from moesaic.training import settings
-from moesaic.training.checkpointing import checkpoints, read_json, write_json
-from moesaic.training.earlier import EARLIER, clear, forget, restore, set_aside
+from moesaic.training.checkpointing import read_json, write_json
+from moesaic.training.earlier import forget, restore
+from moesaic.training.folder import MODEL, claim, settle, withdraw
 from moesaic.training.logbook import NAME as LOG
 from moesaic.training.logbook import Logbook
 from moesaic.training.publishing import write_model
 from moesaic.training.recipe import Recipe
-from moesaic.training.record import NAME, check, record
+from moesaic.training.record import NAME, record
 
 if TYPE_CHECKING:
     from moesaic.training.run import Finished
 
-MODEL = "model"
 Say = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done since the last call, in all); stages are train (optimizer steps) and certify (layers)."""
@@ -136,10 +135,10 @@ def train(
 
     def begin() -> None:
         now = record(recipe, fingerprint(source), ranks.size)
-        _settle(out, now, resume=resume, overwrite=overwrite, adjust=adjust)
+        settle(out, now, resume=resume, overwrite=overwrite, adjust=adjust)
 
     with ExitStack() as held:  # process 0 holds the folder for all
-        _together(ranks, lambda: _claim(out, folder, held))
+        _together(ranks, lambda: claim(out, folder, held))
         _together(ranks, begin)
         if (out / MODEL).is_dir():
             return _told(out)
@@ -150,7 +149,7 @@ def train(
             finished = run(recipe, Place(folder, parent, out, resume), ranks, say, _forgetting(out, progress))
         except (MoesaicError, ValueError):
             if ranks.rank == 0:
-                _withdraw(out, is_new)
+                withdraw(out, is_new)
             raise
         finally:
             if ranks.rank == 0:
@@ -180,58 +179,6 @@ def _together(ranks: Ranks, work: Callable[[], None]) -> None:
             problem = str(error)
     if problem := ranks.told(problem):
         raise TrainingError(problem)
-
-
-def _claim(out: Path, model: Path, held: ExitStack) -> None:
-    """Make the run's folder where it is not there, and let no other process work in it."""
-    if out.is_relative_to(model.resolve()) or model.resolve().is_relative_to(out):
-        raise TrainingError(
-            f"{out}: a run must stand apart from the model it begins with. Got {model}. Choose another."
-        )
-    if out.exists() and not out.is_dir():
-        raise TrainingError(f"{out}: out must be a folder. A file of that name exists. Choose another name.")
-    names = {entry.name for entry in out.iterdir()} if out.is_dir() else set()
-    if NAME not in names and names - {LOCK, EARLIER}:
-        raise TrainingError(
-            f"{out}: out must be new, empty or an earlier run. It holds something else. Choose another."
-        )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        held.enter_context(alone(out, TrainingError))
-    except OSError as error:
-        raise TrainingError(f"{out}: out must be writable. Got: {error.strerror}. Choose another.") from None
-
-
-def _settle(out: Path, now: Mapping[str, Any], *, resume: bool, overwrite: bool, adjust: bool) -> None:
-    """Write the run's recipe.json, or make sure that its folder is the one to go on in."""
-    restore(out)
-    ours = (out / NAME).is_file()
-    if ours and resume:
-        adjusted = check(out / NAME, now, adjust=adjust)
-        if adjusted and not (out / MODEL).is_dir():
-            last = checkpoints(out)[-1].name if checkpoints(out) else "the beginning"
-            before = read_json(out / NAME).get("adjusted", [])
-            write_json(out / NAME, {**now, "adjusted": [*before, {"from": last, "what": adjusted}]})
-        return
-    if ours and not overwrite:
-        state = "a finished" if (out / MODEL).is_dir() else "an interrupted"
-        raise TrainingError(
-            f"{out}: out must be new, or it must be said what to do with what is there. Got {state} run. Pass --resume "
-            "to go on with it, or --overwrite to begin anew."
-        )
-    if ours:
-        set_aside(out)
-    write_json(out / NAME, now)
-
-
-def _withdraw(out: Path, is_new: bool) -> None:
-    """Remove a run that failed before it learned anything, so that it is in nobody's way once its fault is mended."""
-    if checkpoints(out) or any("loss" in row for row in Logbook(out / LOG, writes=False).rows()):
-        return
-    clear(out)
-    if is_new:
-        (out / LOCK).unlink()
-        out.rmdir()
 
 
 def _parent(recipe: Recipe, folder: Path, say: Say) -> Path | None:

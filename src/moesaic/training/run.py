@@ -21,6 +21,7 @@ from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
 from moesaic.training.curve import Curve, load_parent
 from moesaic.training.dense_state import DenseState
 from moesaic.training.engine import Engine, Following, Run
+from moesaic.training.folder import MODEL
 from moesaic.training.health import Health
 from moesaic.training.logbook import NAME, Logbook
 from moesaic.training.objective import Part, RouterObjective
@@ -34,8 +35,6 @@ from moesaic.training.trainers import install
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-MODEL = "model"
 
 
 @dataclass(frozen=True)
