@@ -42,7 +42,7 @@ class Method:
             low, high = item.metadata["low"], item.metadata["high"]
             kind, what = (int, "a whole number") if hint is int else (int | float, "a number")
             if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-                raise ValueError(f"{where} must be {what} from {low:g} to {high:g}. Got {value!r}.")
+                raise ValueError(f"{where} must be {what} from {_shown(low)} to {_shown(high)}. Got {value!r}.")
 
     @classmethod
     def name(cls) -> str:
@@ -63,6 +63,10 @@ class Method:
     def settings(self) -> dict[str, Any]:
         """The hyper-parameters as they go into moesaic.json."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
+
+
+def _shown(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def registry(package: str, base: type[M]) -> dict[str, type[M]]:

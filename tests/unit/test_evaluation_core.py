@@ -160,6 +160,14 @@ def test_batches_of_any_size_give_the_same(pico_llama: Path) -> None:
         one.value("mode")
 
 
+def test_groups_without_rows_of_their_own_are_told(pico_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("moesaic.evaluation.driver.MOST", 1)
+    made = evaluate(pico_llama, Doubling(), NUMBERS, say=said.append)
+    assert {score.group for score in made.scores} == {""}
+    assert said[-1].startswith("2 groups: more than 1, so none has a row of its own")
+
+
 @pytest.mark.parametrize("after", [0, 1, 3, 5])
 def test_what_was_interrupted_goes_on_to_the_same_records(
     pico_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int

@@ -180,6 +180,8 @@ def evaluate(
                 f"{model}: a metric must give a number. Got none of {', '.join(one.name for one in opened.metrics)}. "
                 "Check that the weights are finite, and take float32."
             )
+        if len(groups := groups_of(records)) > MOST:
+            say(f"{len(groups)} groups: more than {MOST}, so none has a row of its own; each record names its group.")
         if out is not None:
             text = json.dumps(made.to_json(), indent=2, ensure_ascii=False)
             Path(out, RESULT).write_text(text + "\n", encoding="utf-8")
@@ -188,7 +190,7 @@ def evaluate(
 
 def scores(metrics: Sequence[Metric], records: Sequence[Record], seed: int = 0) -> list[Score]:
     """Return every metric of all records, and of each group where there are two or more, but where it says nothing."""
-    names = sorted({str(row["group"]) for row in records if row.get("group")})
+    names = groups_of(records)
     groups = {ALL: list(records)}
     if 1 < len(names) <= MOST:
         groups |= {name: [row for row in records if str(row.get("group")) == name] for name in names}
@@ -196,6 +198,11 @@ def scores(metrics: Sequence[Metric], records: Sequence[Record], seed: int = 0) 
         Score(metric, group, interval(metric, rows, seed=seed)) for group, rows in groups.items() for metric in metrics
     ]
     return [score for score in found if np.isfinite(score.interval.value)]
+
+
+def groups_of(records: Sequence[Record]) -> list[str]:
+    """Return the groups that records name."""
+    return sorted({str(row["group"]) for row in records if row.get("group")})
 
 
 def records_of(folder: str | Path) -> tuple[dict[str, Any], list[Record]]:

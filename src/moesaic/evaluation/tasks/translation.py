@@ -85,7 +85,8 @@ class Translation(EvaluationTask):
         with as_evaluation():
             model = open_model(place.folder)
             two = bool(model.config.is_encoder_decoder) and takes(model, "input_ids", "decoder_input_ids", "labels")
-            demand(model, two or generates_text(model), "translation", "write text", "Take a ...ForCausalLM model")
+            remedy = "Take a ...ForCausalLM or ...ForConditionalGeneration model"
+            demand(model, two or generates_text(model), "translation", "write text", remedy)
             reader: TextReader = readers_of(place.folder, model, self.window, "text")["text"]
             asking = _Asking(reader, self.prompt or (ENCODER if two else DECODER))
             pairs = [_pair(asking, model, table, n, two=two) for n in range(len(table))]
