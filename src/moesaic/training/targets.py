@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,13 @@ class Watch:
         """Remember no more."""
         for handle in self._handles:
             handle.remove()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        """Return one of the copied model; what this one remembers may stand in a graph, which has no copy."""
+        made = memo[id(self)] = object.__new__(type(self))
+        made._open, made._routed, made._base = False, [], None
+        made._handles = copy.deepcopy(self._handles, memo)
+        return made
 
     def _begin(self, *_: Any) -> None:
         self.take()
