@@ -9,10 +9,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tests.integration.pico import save_text
 from tests.integration.training_killed import rows
 from tests.integration.training_pico import VOCABULARY, recipe, save_mixtral
 from torch.testing import assert_close
 
+from moesaic.checkpoints.dense import read_json
 from moesaic.errors import TrainingError
 from moesaic.losses.loss_free_bias import LossFreeBias
 from moesaic.running import train
@@ -91,3 +93,12 @@ def test_further_chat_templates_are_carried(tmp_path: Path) -> None:
     (model / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
     made = train(recipe(model, tmp_path / "run", **PLAIN))
     assert (made.folder / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"
+
+
+def test_infinities_that_config_json_spells_out_are_kept(tmp_path: Path) -> None:
+    """As in Granite 4's `time_step_limit`; JSON has no number for them."""
+    save_text(tmp_path / "granite4", "granite4")
+    made = train(recipe(tmp_path / "granite4", tmp_path / "run", **{**PLAIN, "losses": ()}))
+    before, after = (read_json(folder / "config.json") for folder in (tmp_path / "granite4", made.folder))
+    assert before["time_step_limit"][1] == {"__float__": "Infinity"}
+    assert after == before

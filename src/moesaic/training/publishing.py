@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration.ranks import Ranks
-from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, torch_dtype
+from moesaic.checkpoints.dense import INDEX, DenseCheckpoint, read_json, torch_dtype
 from moesaic.checkpoints.side_files import side_files
 from moesaic.lazy import torch
 from moesaic.modeling.sections import PREFIX, SECTION, auto_map
@@ -59,13 +59,16 @@ def write_model(
     write_json(to / "config.json", config)
 
 
-def config_of(model: PreTrainedModel, source: Mapping[str, Any]) -> dict[str, Any]:
+def config_of(model: PreTrainedModel, file: Path) -> dict[str, Any]:
     """Return the source's config.json, and in it what a task changed: its class, labels, and the like.
 
     Ask before the model runs: some forwards write into their config.
+
+    Args:
+        file: the config.json that the model was loaded by.
     """
-    kind: Any = type(model.config)
-    then, now = kind.from_dict(dict(source)).to_dict(), model.config.to_dict()
+    source, kind = read_json(file), type(model.config)
+    then, now = kind.from_json_file(file).to_dict(), model.config.to_dict()  # of a file: transformers spells out inf
     changed = {key: value for key, value in now.items() if key not in OF_LOADING and then.get(key) != value}
     found = {**source, **changed}
     name = type(model).__name__.removeprefix("FSDP")

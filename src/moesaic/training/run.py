@@ -17,7 +17,7 @@ from moesaic.observing import Observer, moe_blocks
 from moesaic.quiet import quiet
 from moesaic.training import settings
 from moesaic.training.adapters import adapted
-from moesaic.training.checkpointing import OPTIMIZER, checkpoints, read_json
+from moesaic.training.checkpointing import OPTIMIZER, checkpoints
 from moesaic.training.curve import Curve, load_parent
 from moesaic.training.dense_state import DenseState
 from moesaic.training.engine import Engine, Following, Run
@@ -81,7 +81,7 @@ def run(recipe: Recipe, place: Place, ranks: Ranks, say: Say, bars: Bars) -> Fin
         _seed(how.seed)
         with sharing(how.parallel, ranks):
             prepared = recipe.task.prepare(place.model, how.seed)
-        config = config_of(prepared.model, read_json(place.model / "config.json"))
+        config = config_of(prepared.model, place.model / "config.json")
         settings.check_data(recipe, prepared, ranks.size)
         made = _made(recipe, place, prepared, ranks, say, bars)
         engine = _engine(made, recipe)
