@@ -110,7 +110,7 @@ def test_copies_compute_what_the_dense_model_does(name: str, tmp_path: Path) -> 
     assert float((other - wanted).abs().max()) > 1e-2 * float(wanted.abs().max())  # the outputs tell inputs apart
 
 
-def upcycled(dense: Path, out: Path, experts: ExpertInit, router: Any, statistics: Path) -> SplicedCertificate:
+def upcycled(dense: Path, out: Path, experts: ExpertInit, router: Any, statistics: Path | None) -> SplicedCertificate:
     moesaic.upcycle(dense, out, SPEC, experts=experts, router=router, stats=statistics, certify=False)
     found = certify(dense, out, data=out.parent / "held-out", max_tokens=1000)
     assert isinstance(found, SplicedCertificate)
@@ -128,7 +128,7 @@ def test_clusters_make_experts_that_differ_and_a_router_that_chooses(tmp_path: P
     dense, statistics = fetched("minilm-l6"), tmp_path / "statistics.safetensors"
     how = {"spec": SPEC, "reading": Reading(max_tokens=6000), "out": statistics}
     moesaic.calibrate(dense, tmp_path / "calibration", ClusterAware(), Centroids(), **how)  # type: ignore[arg-type]
-    copies = upcycled(dense, tmp_path / "copies", SparseUpcycling(), Normal(), statistics)
+    copies = upcycled(dense, tmp_path / "copies", SparseUpcycling(), Normal(), None)
     made = upcycled(dense, tmp_path / "made", ClusterAware(tau=0.99), Centroids(), statistics)
     assert copies.promised
     assert not made.promised
