@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moesaic.calibration.data import Kind
 from moesaic.calibration.readers import Reader, open_readers
+from moesaic.checkpoints.side_files import side_files
 from moesaic.errors import CalibrationError, TrainingError
 from moesaic.lazy import torch
 from moesaic.modeling.sections import SECTION, code_files
@@ -20,19 +21,6 @@ from moesaic.training.tasks.counting import count_labels
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BESIDE = (
-    *(
-        "tokenizer*",
-        "vocab*",
-        "merges.txt",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "*.model",
-        "chat_template*",
-    ),
-    *("*processor_config.json", "feature_extractor_config.json", "generation_config.json", "normalizer.json"),
-)
-"""Files of a model folder that are neither weights nor config, nor say anything of either."""
 ATTENTION = {"attention", "full_attention", "sliding_attention", "chunked_attention"}
 """Kinds of layers, in configs, that are masked between documents."""
 UNSEEN = -100
@@ -134,13 +122,15 @@ def as_training() -> Iterator[None]:
 
 def saver(folder: Path, model: PreTrainedModel) -> Callable[[Path], None]:
     """Return what writes tokenizer, processors and, for a spliced model, its code into a folder."""
-    paths = [path for pattern in BESIDE for path in sorted(folder.glob(pattern)) if path.is_file()]
-    code = code_files() if SECTION in model.config.to_dict() else ()
+    files = {name: folder / name for name in side_files(folder)}
+    if SECTION in model.config.to_dict():
+        files |= {path.name: path for path in code_files()}
 
     def save(to: Path) -> None:
-        for path in dict.fromkeys((*paths, *code)):
-            if path.resolve().parent != to.resolve():
-                shutil.copyfile(path, to / path.name)
+        for name, file in files.items():
+            if file.resolve() != (to / name).resolve():
+                (to / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, to / name)
 
     return save
 
