@@ -152,4 +152,12 @@ def arms() -> tuple[Arm, ...]:
             router=Ridge(),
             spec=LANGUAGES,
         ),
+        Arm(
+            "languages-copies",
+            "the same of 16 copies, no shared expert",
+            "recommended",
+            SparseUpcycling(),
+            router=Ridge(),
+            spec=replace(LANGUAGES, shared_expert=False),
+        ),
     )
